@@ -1,0 +1,25 @@
+"""Clean-up: exact rewrites that leave fewer and simpler nodes for whatever comes next.
+
+`DEFAULT` is the order in which `optimize` runs them, as pass specs.
+"""
+
+from __future__ import annotations
+
+PASSES: tuple[str, ...] = (
+    # "module:class" of each pass in this folder, loaded through the registry like a user's plug-in
+    "graphopt.passes.cleanup.fold_constants:FoldConstants",
+    "graphopt.passes.cleanup.fold_batch_norm:FoldBatchNorm",
+    "graphopt.passes.cleanup.fold_affine:FoldAffine",
+    "graphopt.passes.cleanup.fold_pad:FoldPad",
+    "graphopt.passes.cleanup.fuse_matmul_add:FuseMatmulAdd",
+    "graphopt.passes.cleanup.fuse_activations:FuseActivations",
+)
+
+DEFAULT: tuple[str, ...] = (
+    "fold-constants",
+    "fold-pad",
+    "fold-batch-norm",
+    "fold-affine",
+    "fuse-matmul-add",
+    "fuse-activations",
+)
