@@ -1,0 +1,1 @@
+"""graphopt makes an ONNX model small and fast on an ARM CPU."""

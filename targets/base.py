@@ -1,0 +1,81 @@
+"""What a target is: the facts about a core that passes and backends read, and the interface of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class TargetDescription:
+    """A core (or family) that code is made for. Passes read its facts, never its name.
+
+    Sizes are bytes, for one core; 0 where the fact is unknown or the cache does not exist.
+    """
+
+    name: str  # as given to --target
+    summary: str  # one line for `graphopt targets`
+    triple: str  # LLVM target triple
+    mcpu: str  # LLVM's name of the processor
+    features: tuple[str, ...]  # ONNX-independent names: neon, dotprod, i8mm, fp16, bf16, sve, sve2
+    llvm_attributes: tuple[str, ...]  # LLVM's -mattr, such as "+dotprod"
+    pointer_bits: int
+    vector_bits: int  # width of the vector unit that kernels are written for
+    l1d_bytes: int
+    l2_bytes: int
+    channel_multiple: int  # channel counts that are multiples of this fill the kernels' vectors
+    quantization: tuple[str, ...]  # schemes that have integer kernels here, such as "int8"
+    emulator: tuple[str, ...]  # command that runs a program for it on another machine; empty: runs natively
+    zig_target: str  # target given to `zig cc`; empty: the machine at hand
+    sources: tuple[tuple[str, str], ...] = ()  # (fact, where it is documented)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a compiled model: its ONNX name, its numpy dtype's name, and its static shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    """What a backend made: the linked files and what the report says about them."""
+
+    shared: Path
+    static: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    arena_bytes: int
+    weight_bytes: int
+    workspace_bytes: int
+    layers: tuple[dict[str, Any], ...] = ()  # one a kernel call, in order: name, kernel, nodes it came from
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; never written to a bundle
+
+
+class Backend(Protocol):
+    """Turns a model into a library for a target."""
+
+    def unsupported(self, model: ir.Model) -> list[tuple[str, str, str]]:
+        """(operator, node name, reason and what to do) of each node that `build` would refuse."""
+
+    def build(
+        self,
+        model: ir.Model,
+        target: TargetDescription,
+        *,
+        name: str,
+        header: Path,
+        folder: Path,
+        jobs: int,
+        progress: Callable[[int, int, str], None],
+    ) -> Library:
+        """Write `folder`/lib{name}.so and .a that implement `header`; all shapes of `model` are static.
+
+        Raises UnsupportedError with every operator that has no lowering.
+        """

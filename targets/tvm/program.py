@@ -1,0 +1,59 @@
+"""What the lowering hands to the C driver: kernels called in order, and where each of their arguments lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from graphopt.targets.base import TensorSpec
+
+ALIGNMENT = 64  # bytes; of the arena, the weights and every buffer in them: a cache line
+
+
+class Place(StrEnum):
+    """Where a buffer lies during a run."""
+
+    INPUT = "input"  # the caller's input number `index`
+    OUTPUT = "output"  # the caller's output number `index`
+    WEIGHTS = "weights"  # read-only, shared by all contexts
+    ARENA = "arena"  # one arena a context
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An argument of a kernel: `bytes` bytes at `offset` of its place."""
+
+    place: Place
+    index: int  # of the input or output; 0 for weights and arena
+    offset: int  # bytes; 0 for inputs and outputs
+    bytes: int
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """`int32_t symbol(void *arg0, void *arg1, …)`, 0 on success; all pointers are distinct (noalias)."""
+
+    symbol: str
+    arguments: tuple[Buffer, ...]
+    layer: str  # names of the ONNX nodes that it computes, joined by " + "
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A plain copy: an input, constant or intermediate that is an output as well."""
+
+    source: Buffer
+    destination: Buffer
+
+
+@dataclass(frozen=True)
+class Program:
+    """A whole model: `calls` run in order, with weights of their own and an arena of `arena_bytes`."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    calls: tuple[KernelCall | Copy, ...]
+    weights: bytes
+    arena_bytes: int
+    objects: tuple[Path, ...]  # relocatable objects that define every `symbol`
