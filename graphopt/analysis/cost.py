@@ -1,17 +1,17 @@
 """What each layer of a model costs: parameters, multiply-accumulates, and bytes of weights and activations.
 
-Params are the elements of constants that hold what was learnt: floating-point constants, integers of at most 8 bits, and
-integers of any width that are biases or are dequantized. Shapes, axes, bounds, and the scales and zero points of
+Params are the elements of constants that hold what was learnt: floating-point constants, integers of at most 8 bits,
+and integers of any width that are biases or are dequantized. Shapes, axes, bounds, and the scales and zero points of
 quantization are not parameters (the last two count as weight bytes). A weight that reaches its consumer through nodes
 that compute from constants alone (DequantizeLinear, Transpose, …) is counted at that consumer.
 
-What depends on control flow is estimated, and the layer's notes say how: the larger branch of an If, a Loop's body times its
-trip count where that is a constant and once where it is not, a Scan's body times the length of its sequence.
+What depends on control flow is estimated, and the layer's notes say how: the larger branch of an If, a Loop's body
+times its trip count where that is a constant and once where it is not, a Scan's body times the length of its sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -111,38 +111,21 @@ class _Walk:
     def _node(self, node: ir.Node, scope: str, times: int) -> Iterator[LayerCost]:
         name = scope + (node.name or node.outputs[0].name or node.op_type)
         weights = self._weights(node)
-        notes: list[str] = []
+        bodies = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
         count: int | None = 0
         written: int | None = 0
-        bodies = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
+        notes: list[str] = []
+        inner: tuple[LayerCost, ...] = ()
+        if bodies:
+            inner, stored = self._bodies(node, bodies, name, times, notes)
+            weights += stored
         if self._is_constant(node) and not bodies:
             self._constant.update((value, weights) for value in node.outputs)
             weights = ()
             notes.append("computed from constants alone")
         else:
-            try:
-                count = macs(node) * times
-            except UnknownSizeError as error:
-                count = None
-                notes.append(f"MACs not counted: {error}")
-            try:
-                written = sum(_bytes(value) for value in node.outputs if value.name) * times
-            except UnknownSizeError as error:
-                written = None
-                notes.append(f"activation bytes not counted: {error}")
-        inner: tuple[LayerCost, ...] = ()
-        if node.op_type == "If":
-            sides = {side: tuple(self.graph(body, f"{name}/{side}/", times)) for side, body in bodies.items()}
-            taken = max(sides, key=lambda side: (total(sides[side]).macs, total(sides[side]).params, side == "then_branch"))
-            inner = sides.pop(taken)
-            for side, costs in sides.items():  # what is not counted as work is stored all the same
-                weights += tuple(dict.fromkeys(weight for cost in costs for weight in cost.weights))
-                notes.append(f"{taken} is counted; {side} needs {total(costs).macs:,} MACs")
-        else:
-            repeats, why = _repeats(node, bodies)
-            notes.extend(why)
-            for attribute, body in bodies.items():
-                inner += tuple(self.graph(body, f"{name}/{attribute}/", times * repeats))
+            count = _known(lambda: macs(node) * times, "MACs", notes)
+            written = _known(lambda: sum(_bytes(v) for v in node.outputs if v.name) * times, "activation bytes", notes)
         yield LayerCost(
             name=name,
             op=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}",
@@ -154,6 +137,21 @@ class _Walk:
             notes=tuple(notes),
         )
         yield from inner
+
+    def _bodies(
+        self, node: ir.Node, bodies: Mapping[str, ir.Graph], name: str, times: int, notes: list[str]
+    ) -> tuple[tuple[LayerCost, ...], tuple[Weight, ...]]:
+        """The layers of the subgraphs that count, and the weights of those that do not: stored all the same."""
+        repeats = _repeats(node, notes)
+        costs = {key: tuple(self.graph(body, f"{name}/{key}/", times * repeats)) for key, body in bodies.items()}
+        if node.op_type != "If":
+            return tuple(cost for layers in costs.values() for cost in layers), ()
+        work = {key: total(layers) for key, layers in costs.items()}
+        taken = max(costs, key=lambda key: (work[key].macs, work[key].params, key == "then_branch"))
+        counted = costs.pop(taken)
+        notes.extend(f"{taken} is counted; {key} needs {work[key].macs:,} MACs" for key in costs)
+        weights = (weight for layers in costs.values() for cost in layers for weight in cost.weights)
+        return counted, tuple(dict.fromkeys(weights))
 
     def _is_constant(self, node: ir.Node) -> bool:
         given = [value for value in node.inputs if value is not None]
@@ -191,25 +189,40 @@ def _shape(value: ir.Value) -> Shape | None:
     return tuple(size if isinstance(size, int) else (size.value or "?") for size in value.shape)
 
 
-def _repeats(node: ir.Node, bodies: Mapping[str, ir.Graph]) -> tuple[int, list[str]]:
-    """How often the bodies of `node` run, and the note that says so."""
-    if not bodies:
-        return 1, []
+def _known(count: Callable[[], int], what: str, notes: list[str]) -> int | None:
+    """The count, or None and a note that says which size is unknown."""
+    try:
+        return count()
+    except UnknownSizeError as error:
+        notes.append(f"{what} not counted: {error}")
+    except (IndexError, ValueError, ZeroDivisionError):  # a rank or head count that the operator does not allow
+        notes.append(f"{what} not counted: the shapes do not fit the operator")
+    return None
+
+
+def _repeats(node: ir.Node, notes: list[str]) -> int:
+    """How often the bodies of `node` are counted; a note says why unless that is plain."""
+    if node.op_type == "If":
+        return 1
     if node.op_type == "Loop":
         trip = None if node.inputs[0] is None else ir.convenience.get_const_tensor(node.inputs[0])
         if trip is None:
-            return 1, ["the trip count is not a constant: the body is counted once"]
+            notes.append("the trip count is not a constant: the body is counted once")
+            return 1
         count = max(int(trip.numpy().item()), 0)
-        return count, [f"the body is counted {count} times, its greatest trip count"]
+        notes.append(f"the body is counted {count} times, its greatest trip count")
+        return count
     if node.op_type == "Scan":
         sequences = node.attributes.get_int("num_scan_inputs", 1)
         axis = node.attributes.get_ints("scan_input_axes", [0] * sequences)[0]
-        try:
-            count = dims(node.inputs[-sequences])[axis]
-        except UnknownSizeError as error:
-            return 1, [f"{error}: the body is counted once"]
-        return count, [f"the body is counted {count} times, the length of its sequence"]
-    return 1, ["how often the body runs is not known: it is counted once"]
+        length = _known(lambda: dims(node.inputs[-sequences])[axis], "repetitions", notes)
+        if length is None:
+            notes.append("the body is counted once")
+            return 1
+        notes.append(f"the body is counted {length} times, the length of its sequence")
+        return length
+    notes.append("how often the body runs is not known: it is counted once")
+    return 1
 
 
 _ALWAYS_LEARNT = frozenset(kind for kind in ir.DataType if kind.is_floating_point()) | {

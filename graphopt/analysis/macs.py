@@ -1,10 +1,10 @@
 """How many multiply-accumulates each operator needs, by the direct algorithm.
 
-A MAC is one multiplication whose product is added to a sum. Counted are the operators whose work grows faster than their
-data: convolutions, matrix products, recurrences and attention. Elementwise operators, normalizations, reductions, pooling
-and interpolation count 0, as is usual (the 300.8 million of MobileNetV2 are counted so). Positions that padding
-fills are counted like the others, and masked positions of an attention too. Multi-head shapes follow the ONNX operator
-specification, https://onnx.ai/onnx/operators/.
+A MAC is one multiplication whose product is added to a sum. Counted are the operators whose work grows faster than
+their data: convolutions, matrix products, recurrences and attention. Elementwise operators, normalizations, reductions,
+pooling and interpolation count 0, as is usual (the 300.8 million of MobileNetV2 are counted so). Positions that padding
+fills are counted like the others, and masked positions of an attention too. Shapes and attributes are those of the ONNX
+operator specification, https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _einsum(node: ir.Node) -> int:
 
 
 def _recurrence(node: ir.Node) -> int:
-    """Every step multiplies W [directions, gates·hidden, in] and R [directions, gates·hidden, hidden]; X is [T, B, in]."""
+    """A step multiplies W [directions, gates·hidden, in] and R [directions, gates·hidden, hidden]; X is [T, B, in]."""
     steps, batch, _ = dims(node.inputs[0])
     return steps * batch * (prod(dims(_input(node, 1))) + prod(dims(_input(node, 2))))
 
