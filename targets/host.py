@@ -86,7 +86,7 @@ def describe_host(system: str, machine: str, cpuinfo: str, caches: Path) -> Targ
     if system != "Linux" or detect is None:
         raise UsageError(
             f"target 'host': this machine is {system} on {machine}, for which there is no code generation",
-            advice="expected Linux on x86_64 or aarch64, or macOS on arm64; name another target: `graphopt targets` lists them",
+            advice="name another target; the host may be Linux on x86_64 or aarch64, or macOS on arm64",
         )
     processor = detect(cpuinfo)
     said = ("processor", "/proc/cpuinfo")
