@@ -71,3 +71,7 @@ class InternalError(GraphoptError):
 
 class PassError(InternalError):
     """A pass raised, or left the graph broken; names the pass, the node and how to reproduce it."""
+
+
+class ModelWarning(UserWarning):
+    """The model can be used, but something in it deserves a look: weights that are not finite, parts not kept."""

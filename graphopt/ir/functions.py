@@ -1,0 +1,119 @@
+"""Inline model-local functions, so that no pass has to know of them."""
+
+from __future__ import annotations
+
+import graphlib
+from collections import Counter
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from graphopt.errors import ModelError
+from graphopt.ir.admission import canonical_domain
+
+# A chain of functions that each call the next one twice doubles with every link.
+MAX_INLINED_NODES = 1_000_000
+
+_Key = tuple[str, str, str]
+
+
+def check_functions(proto: onnx.ModelProto, origin: str) -> None:
+    """Raise ModelError if functions call each other in a circle, or would inline to more than MAX_INLINED_NODES."""
+    if not proto.functions:
+        return
+    own_nodes: dict[_Key, int] = {}
+    calls: dict[_Key, Counter[_Key]] = {}
+    known = {_function_key(function) for function in proto.functions}
+    for function in proto.functions:
+        key = _function_key(function)
+        if key in own_nodes:
+            raise ModelError(f"{origin} defines the function {function.name!r} of domain {function.domain!r} twice")
+        own_nodes[key], calls[key] = _count(list(function.node), known)
+    try:
+        order = list(graphlib.TopologicalSorter(calls).static_order())
+    except graphlib.CycleError as error:
+        circle = " -> ".join(key[1] for key in error.args[1])
+        raise ModelError(f"{origin} has functions that call each other in a circle: {circle}") from error
+    total: dict[_Key, int] = {}
+    for key in order:
+        total[key] = own_nodes[key] + sum(count * total[callee] for callee, count in calls[key].items())
+    nodes, called = _count(list(proto.graph.node), known)
+    inlined = nodes + sum(count * total[callee] for callee, count in called.items())
+    if inlined > MAX_INLINED_NODES:
+        raise ModelError(f"{origin} has functions that expand to {inlined} nodes, expected at most {MAX_INLINED_NODES}")
+
+
+def _count(nodes: list[onnx.NodeProto], known: set[_Key]) -> tuple[int, Counter[_Key]]:
+    """How many nodes, in subgraphs too, and how often each function of `known` is called among them."""
+    total = 0
+    called: Counter[_Key] = Counter()
+    while nodes:
+        node = nodes.pop()
+        total += 1
+        key = (canonical_domain(node.domain), node.op_type, node.overload)
+        if key in known:
+            called[key] += 1
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                nodes.extend(graph.node)
+    return total, called
+
+
+def _function_key(function: onnx.FunctionProto) -> _Key:
+    return canonical_domain(function.domain), function.name, function.overload
+
+
+def to_model_opsets(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inline by onnx's own inliner if a function was written for another opset than the model; else `proto` itself.
+
+    onnx_ir's inliner, which keeps node metadata, leaves such functions to us.
+    """
+    opsets = {canonical_domain(entry.domain): entry.version for entry in proto.opset_import}
+    mismatch = any(
+        opsets.get(canonical_domain(entry.domain), entry.version) != entry.version
+        for function in proto.functions
+        for entry in function.opset_import
+    )
+    return onnx.inliner.inline_local_functions(proto, convert_version=True) if mismatch else proto
+
+
+def inline(model: ir.Model) -> None:
+    """Inline every call of a model-local function, in place, and drop the functions."""
+    if not model.functions:
+        return
+    domains = {domain for domain, _, _ in model.functions}
+    InlinePass()(model)
+    model.functions.clear()  # those that nothing calls
+    used = {node.domain for node in model.graph.all_nodes()}
+    for domain in domains - used:
+        if domain:
+            model.opset_imports.pop(domain, None)
+    _rename_shadows(model.graph, set(), Counter())
+
+
+def _rename_shadows(graph: ir.Graph, outer: set[str], suffix: Counter[str]) -> None:
+    """Give a new name to each value of a subgraph whose name a value of an enclosing graph bears.
+
+    The inliner makes names unique within a graph, not against the graphs within it.
+    """
+    seen: set[str] = set(outer)
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    for value in dict.fromkeys(values):
+        name = value.name
+        if not name:
+            continue
+        while name in seen:
+            suffix[value.name or ""] += 1
+            name = f"{value.name}_{suffix[value.name or '']}"
+        seen.add(name)
+        if name != value.name:
+            value.name = name
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _rename_shadows(attribute.as_graph(), seen, suffix)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for subgraph in attribute.as_graphs():
+                    _rename_shadows(subgraph, seen, suffix)
