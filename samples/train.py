@@ -87,7 +87,9 @@ class SqueezeExcite(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand by 1x1, filter each channel by 3x3, gate, project by 1x1; added to the input where the shape allows."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module], gated: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module], gated: bool
+    ) -> None:
         super().__init__()
         hidden = 4 * inputs
         self.body = nn.Sequential(
@@ -221,7 +223,12 @@ def export(name: str, model: nn.Module, example: Tensor, path: Path) -> None:
     exported = onnx.load(path)
     for node in exported.graph.node:
         del node.metadata_props[:]  # the newer exporter quotes source lines, with the paths of the machine
-    for value in (*exported.graph.value_info, *exported.graph.input, *exported.graph.output, *exported.graph.initializer):
+    for value in (
+        *exported.graph.value_info,
+        *exported.graph.input,
+        *exported.graph.output,
+        *exported.graph.initializer,
+    ):
         del value.metadata_props[:]
     onnx.checker.check_model(exported, full_check=True)
     path.write_bytes(exported.SerializeToString(deterministic=True))
