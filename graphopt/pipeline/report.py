@@ -1,0 +1,214 @@
+"""What was done to a model, as data: the JSON report of a bundle and of `graphopt inspect`.
+
+docs/report.md explains the fields, report.schema.json fixes them. A report holds no times, dates or paths: the same
+command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+import graphopt
+from graphopt.analysis.cost import LayerCost, layer_costs, total
+from graphopt.ir import fingerprint
+
+if TYPE_CHECKING:
+    from graphopt.analysis.comparison import OutputComparison
+    from graphopt.pipeline.manager import PassRecord
+    from graphopt.targets.base import Library, TargetDescription, TensorSpec
+
+SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new fields may come without
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+
+Report = dict[str, Any]  # of the shape that report.schema.json describes
+
+_TOOLS = ("apache-tvm", "numpy", "onnx", "onnx-graphsurgeon", "onnx-ir", "onnxruntime", "onnxscript", "ziglang")
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What the report says about a model at one moment, taken before a pass edits it further."""
+
+    model: dict[str, Any]
+    totals: dict[str, int]
+    layers: tuple[LayerCost, ...]
+
+    @classmethod
+    def of(cls, model: ir.Model, *, name: str, file_bytes: int) -> Snapshot:
+        """Describe `model`; `name` is what it is called, `file_bytes` the size of its ONNX file with external data."""
+        costs = layer_costs(model)
+        sums = dataclasses.asdict(total(costs))
+        nodes = sum(node.op_type != "Constant" for node in model.graph.all_nodes())
+        return cls(
+            model={
+                "name": name,
+                "fingerprint": fingerprint(model),
+                "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
+                "opsets": dict(sorted(model.opset_imports.items())),
+                "inputs": [_port(value) for value in model.graph.inputs if not value.is_initializer()],
+                "outputs": [_port(value) for value in model.graph.outputs],
+            },
+            totals={"nodes": nodes, **sums, "file_bytes": file_bytes},
+            layers=costs,
+        )
+
+
+def build_report(
+    kind: str,
+    before: Snapshot,
+    *,
+    after: Snapshot | None = None,
+    passes: Sequence[PassRecord] = (),
+    comparison: Sequence[OutputComparison] = (),
+    target: TargetDescription | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    library: Library | None = None,
+    library_name: str = "",
+    warnings: Iterable[str] = (),
+) -> Report:
+    """Put a report together.
+
+    Args:
+        kind: "optimize" or "inspect".
+        before: the model as it was given, its shapes bound.
+        after: the optimized model; None if there is none (`inspect`).
+        passes: what each pass did, in order; for `inspect`, what each would do on its own.
+        comparison: outputs of the optimized model against the original's.
+        recipe: the resolved recipe as TOML tables.
+        library_name: NAME of libNAME.so.
+    """
+    final = after or before
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "tools": tool_versions(),
+        "model": before.model,
+        "target": None if target is None else _target(target),
+        "recipe": None if recipe is None else _plain(recipe),
+        "totals": {"before": before.totals, "after": None if after is None else after.totals},
+        "comparison": [_plain(dataclasses.asdict(output)) for output in comparison],
+        "passes": [_pass(record) for record in passes],
+        "layers": _layers(final.layers, passes if after is not None else (), library),
+        "library": None if library is None else _library(library, library_name),
+        "warnings": list(warnings),
+    }
+
+
+def to_json(report: Report) -> str:
+    """The report as text: two blanks of indent, keys in the schema's order, a final newline."""
+    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@functools.cache
+def tool_versions() -> dict[str, str]:
+    """Versions of graphopt, Python and of what graphopt is built on; nothing is imported to find them."""
+    versions = {"graphopt": graphopt.__version__, "python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _port(value: ir.Value) -> dict[str, Any]:
+    shape = None
+    if value.shape is not None:
+        shape = [size if isinstance(size, int) else (size.value or "?") for size in value.shape]
+    return {"name": value.name, "type": "unknown" if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+
+
+def _target(target: TargetDescription) -> dict[str, Any]:
+    names = (
+        "name",
+        "summary",
+        "triple",
+        "mcpu",
+        "features",
+        "vector_bits",
+        "l1d_bytes",
+        "l2_bytes",
+        "channel_multiple",
+    )
+    return {name: _plain(getattr(target, name)) for name in names}
+
+
+def _pass(record: PassRecord) -> dict[str, Any]:
+    return {
+        "spec": record.spec,
+        "exact": record.exact,
+        "changed": record.changed,
+        "nodes": {"before": record.nodes_before, "after": record.nodes_after},
+        "statistics": _plain(record.statistics),
+        "declined": [dataclasses.asdict(declined) for declined in record.declined],
+        "comparison": [_plain(dataclasses.asdict(output)) for output in record.comparison],
+    }
+
+
+def _layers(costs: Sequence[LayerCost], passes: Sequence[PassRecord], library: Library | None) -> list[dict[str, Any]]:
+    declined: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for record in passes:
+        for item in record.declined:
+            declined[item.layer].append({"pass": record.spec, "reason": item.reason})
+    kernels: defaultdict[str, list[str]] = defaultdict(list)
+    for call in () if library is None else library.layers:
+        for node in call["nodes"]:
+            kernels[node].append(call["kernel"])
+    return [
+        {
+            "name": cost.name,
+            "op": cost.op,
+            "inputs": _plain(cost.inputs),
+            "outputs": _plain(cost.outputs),
+            "params": cost.params,
+            "macs": cost.macs,
+            "weight_bytes": cost.weight_bytes,
+            "activation_bytes": cost.activation_bytes,
+            "kernels": list(dict.fromkeys(kernels[cost.name])),
+            "notes": list(cost.notes),
+            "declined": declined[cost.name],
+        }
+        for cost in costs
+    ]
+
+
+def _library(library: Library, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shared_bytes": library.shared.stat().st_size,
+        "static_bytes": library.static.stat().st_size,
+        "arena_bytes": library.arena_bytes,
+        "weight_bytes": library.weight_bytes,
+        "workspace_bytes": library.workspace_bytes,
+        "inputs": [_tensor(spec) for spec in library.inputs],
+        "outputs": [_tensor(spec) for spec in library.outputs],
+        "calls": [
+            {"name": call["name"], "kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers
+        ],
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "type": spec.dtype, "shape": list(spec.shape)}
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types of JSON. JSON has no infinity and no NaN: they become the strings that Python prints."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
