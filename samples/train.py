@@ -3,10 +3,11 @@
     pip install .[train]
     python samples/train.py [MODEL ...] [--out FOLDER]
 
-1,797 grey images of 8x8 pixels are scaled to 16x16 and split once: a fifth for the test, the rest for training, of which
-256 also serve as calibration data. The same seed on the same machine gives the same bytes. Each model is exported as its users
-would: batch norm kept as nodes (`digits_resnet`, `digits_mobilenet`), the newer exporter (`digits_transformer`), a batch
-that stays symbolic (all). The printed accuracy is that of the ONNX file in ONNX Runtime on the test split.
+1,797 grey images of 8x8 pixels are scaled to 16x16 and split once: a fifth for the test, the rest for training, of
+which 256 also serve as calibration data. The same seed on the same machine gives the same bytes. Each model is exported
+as its users would: batch norm kept as nodes (`digits_resnet`, `digits_mobilenet`), the newer exporter
+(`digits_transformer`), a batch that stays symbolic (all). The printed accuracy is that of the ONNX file in ONNX Runtime
+on the test split.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ EMULATION_TOOLS = ("qemu-aarch64", "qemu-arm", "aarch64-linux-gnu-gcc")  # Debia
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `emulation` without the tools; fail it if GRAPHOPT_REQUIRE_EMULATION=1 says they must be there."""
+    """Skip a test marked `emulation` without the tools; fail it if GRAPHOPT_REQUIRE_EMULATION=1 says they must be."""
     if item.get_closest_marker("emulation") is None:
         return
     missing = [tool for tool in EMULATION_TOOLS if shutil.which(tool) is None]
