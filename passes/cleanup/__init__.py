@@ -13,6 +13,15 @@ PASSES: tuple[str, ...] = (
     "graphopt.passes.cleanup.fold_pad:FoldPad",
     "graphopt.passes.cleanup.fuse_matmul_add:FuseMatmulAdd",
     "graphopt.passes.cleanup.fuse_activations:FuseActivations",
+    "graphopt.passes.cleanup.clean_up:CleanUp",
+    "graphopt.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
+    "graphopt.passes.cleanup.eliminate_dead_code:EliminateDeadCode",
+    "graphopt.passes.cleanup.eliminate_identity:EliminateIdentity",
+    "graphopt.passes.cleanup.merge_casts:MergeCasts",
+    "graphopt.passes.cleanup.merge_concats:MergeConcats",
+    "graphopt.passes.cleanup.merge_reshapes:MergeReshapes",
+    "graphopt.passes.cleanup.merge_slices:MergeSlices",
+    "graphopt.passes.cleanup.merge_transposes:MergeTransposes",
 )
 
 DEFAULT: tuple[str, ...] = (
