@@ -1,4 +1,4 @@
-"""What tests need of the machine: an emulator and a cross compiler, or models that are not in the repository."""
+"""Options of the whole test suite, and what tests need of the machine: an emulator, a compiler, models kept elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 EMULATION_TOOLS = ("qemu-aarch64", "qemu-arm", "aarch64-linux-gnu-gcc")  # Debian: qemu-user, gcc-aarch64-linux-gnu
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/golden from what the code gives now")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
