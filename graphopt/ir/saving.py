@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
-import onnx_ir.external_data
 import onnx_ir.serde
 
 from graphopt.errors import ModelError, UsageError
+from graphopt.ir.external import write_external
 from graphopt.ir.source import MAX_PROTO_BYTES
 from graphopt.ir.weights import weight_bytes
 
@@ -55,7 +55,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
 def _write(model: ir.Model, target: Path, folder: Path, external_data: str | None) -> None:
     copy = model.clone()
     if external_data is not None:
-        ir.external_data.unload_from_model(copy, folder, external_data, size_threshold_bytes=_INLINE_BYTES)
+        write_external(copy, folder, external_data, _INLINE_BYTES)
     _take_in(copy, kept=folder)
     proto = ir.serde.serialize_model(copy)
     written = folder / target.name

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelWarning
+from graphopt.ir.file_ranges import read_range, stored_ranges
 
-_PIECE_BYTES = 1 << 24
 _MAX_LISTED = 5
 
 
@@ -55,20 +55,10 @@ def pieces(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
             yield len(text).to_bytes(8, "little")
             yield text
     elif isinstance(tensor, ir.ExternalTensor):
-        yield from _file_pieces(Path(tensor.path), tensor.offset or 0, int(tensor.nbytes))
+        with Path(tensor.path).open("rb") as file:
+            yield from read_range(file, tensor.offset or 0, int(tensor.nbytes))
     else:
         yield tensor.tobytes()
-
-
-def _file_pieces(path: Path, offset: int, length: int) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while length:
-            piece = file.read(min(_PIECE_BYTES, length))
-            if not piece:
-                raise OSError(f"{path} became shorter while it was read")
-            length -= len(piece)
-            yield piece
 
 
 def warn_of_non_finite(model: ir.Model, origin: str) -> None:
@@ -84,7 +74,19 @@ def _is_finite(tensor: ir.TensorProtocol) -> bool:
     if not tensor.dtype.is_floating_point() and tensor.dtype not in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         return True
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        # 16 MB is a multiple of every element's size: no element is cut.
-        dtype = tensor.dtype.numpy()
-        return all(bool(np.isfinite(np.frombuffer(piece, dtype)).all()) for piece in pieces(tensor))
+        return _is_file_finite(tensor)
     return bool(np.isfinite(tensor.numpy()).all())
+
+
+def _is_file_finite(tensor: ir.ExternalTensor) -> bool:
+    """Holes are zeros. A piece starts at a multiple of the element's size from the tensor's start, or is widened so."""
+    dtype = tensor.dtype.numpy().newbyteorder("<")
+    begin, end = tensor.offset or 0, (tensor.offset or 0) + int(tensor.nbytes)
+    with Path(tensor.path).open("rb") as file:
+        for offset, length in stored_ranges(file, begin, end - begin):
+            start = begin + (offset - begin) // dtype.itemsize * dtype.itemsize
+            stop = min(end, begin + -(-(offset + length - begin) // dtype.itemsize) * dtype.itemsize)
+            for piece in read_range(file, start, stop - start):
+                if not np.isfinite(np.frombuffer(piece, dtype)).all():
+                    return False
+    return True
