@@ -22,15 +22,26 @@ if TYPE_CHECKING:
 # inside, because ONNX Runtime's shape inference reads the constants among them.
 _BESIDE_BYTES = 1 << 20
 
-# Types that numpy, and so ONNX Runtime's Python interface, does not have: inputs go in as their bits, outputs come out
-# as float32, which holds each of their values.
-_FOREIGN = {
-    ir.DataType.BFLOAT16: np.uint16,
-    ir.DataType.FLOAT8E4M3FN: np.uint8,
-    ir.DataType.FLOAT8E4M3FNUZ: np.uint8,
-    ir.DataType.FLOAT8E5M2: np.uint8,
-    ir.DataType.FLOAT8E5M2FNUZ: np.uint8,
-}
+# Types that numpy, and so ONNX Runtime's Python interface, does not have. Outputs come out as float32, which holds each
+# of their values, and are turned back; inputs go in as bits, if these fill whole bytes.
+_FOREIGN = frozenset(
+    {
+        ir.DataType.BFLOAT16,
+        ir.DataType.FLOAT8E4M3FN,
+        ir.DataType.FLOAT8E4M3FNUZ,
+        ir.DataType.FLOAT8E5M2,
+        ir.DataType.FLOAT8E5M2FNUZ,
+        ir.DataType.INT4,
+        ir.DataType.UINT4,
+        ir.DataType.FLOAT4E2M1,
+    }
+)
+_BITS = {16: np.uint16, 8: np.uint8}
+
+
+def is_foreign(dtype: ir.DataType | None) -> bool:
+    """Whether numpy lacks the type, so that ml_dtypes stands in."""
+    return dtype in _FOREIGN
 
 
 def required_inputs(model: ir.Model) -> tuple[ir.Value, ...]:
@@ -69,7 +80,7 @@ class Session:
         try:
             serialized = ir.to_proto(prepared).SerializeToString()
             self._session = ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class but Exception
+        except Exception as error:  # onnxruntime's errors share no narrower base class
             raise _load_error(error) from error
         finally:
             values.clear()
@@ -95,7 +106,7 @@ class Session:
         given = {value.name: _ort_value(feeds[str(value.name)], value) for value in self._inputs}
         try:
             computed = self._session.run(None, given)
-        except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class but Exception
+        except Exception as error:  # onnxruntime's errors share no narrower base class
             raise ModelError(f"ONNX Runtime failed while running the model: {_reason(error)}") from error
         outputs: dict[str, np.ndarray[Any, Any]] = {}
         for (name, dtype), value in zip(self._outputs, computed, strict=True):
@@ -161,14 +172,23 @@ def _prepare(
             names.append((str(value.name), value.dtype.numpy()))
         else:
             names.append((str(value.name), None))
-    beside: dict[str, ir.TensorProtocol] = {}
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes < _BESIDE_BYTES or tensor.dtype in _FOREIGN or tensor.dtype.bitwidth < 8:
-            continue
-        beside[name] = tensor
-        value.const_value = ir.ExternalTensor("beside", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+    beside = {}
+    for owner in prepared.graphs():
+        for name, value in owner.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if owner is graph and _goes_beside(tensor):
+                beside[name] = tensor
+                place = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor("beside", 0, tensor.nbytes, tensor.dtype, shape=place, name=name)
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     return prepared, names, beside
+
+
+def _goes_beside(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes >= _BESIDE_BYTES and tensor.dtype not in _FOREIGN and tensor.dtype != ir.DataType.STRING
 
 
 def _select_outputs(graph: ir.Graph, outputs: Sequence[str]) -> None:
@@ -191,11 +211,13 @@ def _as_float32(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _ort_value(array: np.ndarray[Any, Any], value: ir.Value) -> onnxruntime.OrtValue | np.ndarray[Any, Any]:
-    if value.dtype not in _FOREIGN:
+    if value.dtype is None or value.dtype not in _FOREIGN:
         return np.asarray(array, dtype=object) if value.dtype == ir.DataType.STRING else array
+    if value.dtype.bitwidth not in _BITS:
+        raise UnsupportedError(f"input '{value.name}' has type {value.dtype.name}, which ONNX Runtime cannot be given")
     import onnxruntime as ort
 
-    bits = np.ascontiguousarray(array).view(_FOREIGN[value.dtype])
+    bits = np.ascontiguousarray(array).view(_BITS[value.dtype.bitwidth])
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(value.dtype))
 
 
@@ -214,7 +236,12 @@ def _named_arrays(name: str, value: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 def _load_error(error: Exception) -> ModelError:
     reason = _reason(error)
-    lacking = ("is not a registered function/op", "No Op registered", "NOT_IMPLEMENTED", "Could not find an implementation")
+    lacking = (
+        "is not a registered function/op",
+        "No Op registered",
+        "NOT_IMPLEMENTED",
+        "Could not find an implementation",
+    )
     text = str(error)
     if any(words in text for words in lacking) or ("Type Error" in text and "is invalid" in text):
         return UnsupportedError(f"ONNX Runtime cannot run the model: {reason}")

@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.execution import array_type, required_inputs
-from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
 
 _UNKNOWN_DIM = 16  # for a dimension other than the first that the model leaves open
@@ -58,26 +57,25 @@ class _Range:
     high: int
 
 
-def probe_samples(model: ir.Model, seed: int, count: int) -> Samples:
-    """`count` samples made up from the types and shapes of the inputs; the same seed gives the same samples.
+def probe_arrays(model: ir.Model, seed: int, count: int) -> dict[str, np.ndarray[Any, Any]]:
+    """For each input, values for `count` runs on a new first axis; the same seed gives the same values.
 
-    A leading dimension that is unknown becomes 1, any other unknown one 16, the same for each name.
+    A leading dimension that is unknown becomes 1, any other unknown one 16.
     Raises DataError for an input that is not a tensor or has no shape.
     """
-    arrays, rows = {}, {}
+    arrays = {}
     for value in required_inputs(model):
         name = str(value.name)
-        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        if not isinstance(value.type, ir.TensorType):
+            raise DataError(f"input '{name}' is not a tensor: no sample can be made up")
+        if value.shape is None:
             raise DataError(
-                f"input '{name}' is {'a tensor without a shape' if value.shape is None else 'not a tensor'}: no sample can be made up",
-                advice=f"bind it with --shape {name}=..." if isinstance(value.type, ir.TensorType) else "",
+                f"input '{name}' has no shape: no sample can be made up", advice=f"bind it with --shape {name}=..."
             )
         # Each input has its own stream, so that a sample does not depend on the order of the inputs.
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        shape = _concrete(value.shape)
-        arrays[name] = _draw(rng, value, (count, *shape))
-        rows[name] = 0
-    return Samples(arrays, rows)
+        arrays[name] = _draw(rng, value, (count, *_concrete(value.shape)))
+    return arrays
 
 
 def _concrete(shape: ir.Shape) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.execution import array_type, describe_shape, required_inputs
+from graphopt.analysis.execution import array_type, describe_shape, is_foreign, required_inputs
+from graphopt.analysis.probes import probe_arrays
 from graphopt.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -75,6 +76,15 @@ def load_samples(path: str | Path, model: ir.Model) -> Samples:
     if 0 in counts.values():
         raise DataError(f"{file}: the arrays hold no sample", advice="expected at least one row in each array")
     return Samples(typed, rows)
+
+
+def probe_samples(model: ir.Model, seed: int, count: int) -> Samples:
+    """`count` samples made up from the types and shapes of the inputs, and from what the model does with integers.
+
+    Raises DataError for an input that is not a tensor or has no shape.
+    """
+    arrays = probe_arrays(model, seed, count)
+    return Samples(arrays, dict.fromkeys(arrays, 0))
 
 
 def _read_npz(file: Path) -> dict[str, Array]:
@@ -154,7 +164,7 @@ def _typed(file: Path, array: Array, value: ir.Value) -> Array:
             raise DataError(f"{file}: array '{value.name}' has type {array.dtype}, expected strings")
         return array.astype(object)
     # numpy cannot store bfloat16 and its like: they are given as float32.
-    storable = np.dtype(np.float32) if wanted.kind == "V" else wanted
+    storable = np.dtype(np.float32) if is_foreign(value.dtype) else wanted
     if array.dtype != storable:
         raise DataError(
             f"{file}: array '{value.name}' has type {array.dtype}, expected {storable}",

@@ -52,7 +52,9 @@ def options_of(pass_class: type[Pass]) -> tuple[Option, ...]:
     where = f"{pass_class.__module__}.{pass_class.__qualname__}"
     parameters = pass_class.__dict__.get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
-        raise UsageError(f"pass class {where} is not a frozen dataclass", advice="decorate it with @dataclass(frozen=True)")
+        raise UsageError(
+            f"pass class {where} is not a frozen dataclass", advice="decorate it with @dataclass(frozen=True)"
+        )
     try:
         hints = typing.get_type_hints(pass_class, localns={"ClassVar": ClassVar})
     except (NameError, TypeError) as error:
@@ -102,9 +104,8 @@ def describe(annotation: Any) -> str:
         return f"list [{', '.join(describe(member) for member in members)}]"
     if annotation in (bool, int, float, str):
         return {bool: "true or false", int: "integer", float: "number", str: "string"}[annotation]
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        if all(isinstance(member.value, str) for member in annotation):
-            return f"one of {', '.join(member.value for member in annotation)}"
+    if _is_enum(annotation):
+        return f"one of {', '.join(member.value for member in annotation)}"
     raise ValueError(
         f"its type {annotation} is none of bool, int, float, str, an Enum of strings, T | None, a tuple of these"
     )
@@ -126,7 +127,7 @@ def read_value(found: Any, annotation: Any) -> Any:
         return None if found == {} or (isinstance(found, Bare) and found == "none") else read_value(found, inner)
     if typing.get_origin(annotation) is tuple:
         return _read_tuple(found, annotation)
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+    if _is_enum(annotation):
         if isinstance(found, str) and found in {member.value for member in annotation}:
             return annotation(str(found))
     elif isinstance(found, Bare):
@@ -158,7 +159,7 @@ def write_value(value: Any, annotation: Any, *, toml: bool = False) -> str:
     if typing.get_origin(annotation) is tuple and isinstance(value, tuple):
         members = _member_types(annotation, len(value))
         return f"[{','.join(write_value(v, m, toml=toml) for v, m in zip(value, members, strict=True))}]"
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum) and isinstance(value, annotation):
+    if _is_enum(annotation) and isinstance(value, annotation):
         return _quote(value.value, toml)
     if annotation is bool and type(value) is bool:
         return "true" if value else "false"
@@ -169,6 +170,12 @@ def write_value(value: Any, annotation: Any, *, toml: bool = False) -> str:
     if annotation is str and type(value) is str:
         return _quote(value, toml)
     raise ValueError(f"found {value!r}, expected {describe(annotation)}")
+
+
+def _is_enum(annotation: Any) -> bool:
+    if not (isinstance(annotation, type) and issubclass(annotation, enum.Enum)):
+        return False
+    return all(isinstance(member.value, str) for member in annotation)
 
 
 def _optional(annotation: Any) -> Any:

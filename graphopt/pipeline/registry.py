@@ -41,6 +41,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, group: str, check: Callable[[object], T]) -> None:
         self.kind = kind
+        self._plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
         self._check = check
         self._group = group
         self._loaded = not group
@@ -65,7 +66,7 @@ class Registry(Generic[T]):
         raise UsageError(
             f"unknown {self.kind} '{name}'",
             where="\n".join(str(error) for error in self._broken),
-            advice=f"{known}; `graphopt {self.kind}{'es' if self.kind == 'pass' else 's'}` lists them all",
+            advice=f"{known}; `graphopt {self._plural}` lists them all",
         )
 
     def names(self) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ class Registry(Generic[T]):
             origin = f"entry point '{point.name}' of {distribution}"
             try:
                 loaded = point.load()
-            except Exception as error:  # a plug-in may raise anything; it is reported, and the others still load
+            except Exception as error:  # noqa: BLE001  a plug-in may raise anything; it is reported, and the others still load
                 reason = f"{type(error).__name__}: {error}"
                 self._broken.append(UsageError(f"{origin} ({point.value}) cannot be loaded: {reason}"))
                 continue
@@ -106,7 +107,7 @@ class Registry(Generic[T]):
         name = str(getattr(item, "name"))  # noqa: B009  T has no bound that a class object and an instance share
         if name in self._items and self._items[name][0] is not valid:
             raise UsageError(
-                f"two {self.kind}es are named '{name}'" if self.kind == "pass" else f"two {self.kind}s are named '{name}'",
+                f"two {self._plural} are named '{name}'",
                 where=f"{self._items[name][1]}\n{origin}",
                 advice="rename one of them, or uninstall one of the plug-ins",
             )
@@ -217,7 +218,7 @@ def _entry_points(group: str) -> list[tuple[importlib.metadata.EntryPoint, str]]
 
 
 def _checkout_entry_points(group: str) -> list[importlib.metadata.EntryPoint] | None:
-    """graphopt's own entry points from the pyproject.toml beside the package; None if it is installed, not checked out."""
+    """graphopt's own entry points from the pyproject.toml beside the package; None if this is no checkout."""
     pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if not pyproject.is_file():
         return None

@@ -63,9 +63,7 @@ def build_pass(pass_class: type[Pass], found: dict[str, Any]) -> Pass:
 
 def format_spec(item: Pass) -> str:
     """The text that `parse_spec` turns back into an equal pass."""
-    pairs = [
-        f"{option.name}={text}" for option, text in non_default(item) if text is not None
-    ]
+    pairs = [f"{option.name}={text}" for option, text in non_default(item)]
     return f"{item.name}{{{','.join(pairs)}}}" if pairs else item.name
 
 
@@ -135,9 +133,10 @@ def _value(text: str, at: int) -> tuple[Any, int]:
             return str(json.loads(quoted.group(), strict=False)), quoted.end()
         except json.JSONDecodeError:
             _fail(text, at, "a string with JSON's escapes")
-    if word := _WORD.match(text, at):
-        return Bare(word.group()), word.end()
-    _fail(text, at, 'a value; the empty string is ""')
+    word = _WORD.match(text, at)
+    if word is None:
+        _fail(text, at, 'a value; the empty string is ""')
+    return Bare(word.group()), word.end()
 
 
 def _separator(text: str, at: int, closing: str) -> int:

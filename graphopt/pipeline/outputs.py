@@ -1,0 +1,169 @@
+"""Watching the outputs of a model while passes rewrite it.
+
+How closely an exact pass is held to the outputs before it: EXACT_TOLERANCE, relative to each output's range. Float32
+rounds by up to u = 6e-8. An exact pass rounds once more in each weight that it folds and in each sum that it reorders;
+over some dozen layers such errors, of random sign, come to some dozen u. 1e-5 is 170 u: rounding stays below, and a
+wrong weight, which changes outputs by parts in a thousand, above.
+
+Some models amplify rounding: half precision, Round and QuantizeLinear, ArgMax and TopK near a tie, subtraction of
+nearly equal numbers. Only if the tolerance is exceeded, the rounding noise of the original itself is measured: its
+inputs nudged by one unit in the last place, and itself computed with ONNX Runtime's own reorderings. Its outputs then
+count as equal within NOISE_FACTOR times that noise, because rounding happens in every layer, not at the input alone.
+The tolerance that was applied is in the pass's record.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.comparison import OutputComparison, compare_runs
+from graphopt.analysis.execution import Session
+from graphopt.analysis.samples import Samples, probe_samples
+from graphopt.errors import DataError, ModelError
+from graphopt.ir import clone
+
+EXACT_TOLERANCE = 1e-5
+NOISE_FACTOR = 16.0
+
+_EXACT_SAMPLES = 4  # an error in a rewrite shows on nearly every input
+_PROBES = 4
+_MAX_REFERENCE_BYTES = 256 << 20  # of the original's outputs that are kept to compare with
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+Outputs = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The comparison of a rewritten model with the original.
+
+    outputs: against the original's; empty if there was no comparison, and then `skipped` says why.
+    samples: how many inputs it was made on.
+    tolerance: what the largest relative difference was held to; None if it was only measured.
+    fault: what is wrong, in one sentence; empty if nothing is.
+    """
+
+    outputs: tuple[OutputComparison, ...] = ()
+    skipped: str = ""
+    samples: int = 0
+    tolerance: float | None = None
+    fault: str = ""
+
+
+class OutputWatch:
+    """Keeps a model as it is now, and compares later versions of it with this one.
+
+    Args:
+        model: the original; it is copied.
+        calibration: inputs to compare on; made up if None.
+        seed: of inputs that are made up.
+
+    Raises:
+        DataError: the model cannot be computed on the calibration data. On made-up inputs that is no error: it may
+            be the input that is wrong, and there is nothing to compare.
+    """
+
+    def __init__(self, model: ir.Model, calibration: Samples | None, seed: int) -> None:
+        self._original = clone(model)
+        self._reference: list[Outputs] = []
+        self._baseline: list[Outputs] = []  # what exact passes are held to: the outputs after the last lossy pass
+        self._samples = Samples({}, {})
+        self.skipped = _random_operator(model)
+        if self.skipped:
+            return
+        try:
+            self._samples = calibration or probe_samples(model, seed, _PROBES)
+            self._reference = _run(self._original, self._samples, limit=_MAX_REFERENCE_BYTES)
+        except (DataError, ModelError) as error:
+            if calibration is not None and isinstance(error, DataError):
+                raise
+            self.skipped = f"the original cannot be computed: {error.what}"
+        self._baseline = self._reference
+
+    def judge(self, model: ir.Model, *, exact: bool, tolerance: float | None) -> Verdict:
+        """Compare the model after a pass.
+
+        An exact pass is compared on a few samples and held to `tolerance` of the outputs before it, since the last
+        lossy pass; a lossy one on all samples, and held to `tolerance` of the original's outputs unless it is None.
+        """
+        if self.skipped:
+            return Verdict(skipped=self.skipped)
+        count = min(len(self._reference), _EXACT_SAMPLES) if exact else len(self._reference)
+        samples = self._samples.first(count)
+        try:
+            found = _run(model, samples)
+        except ModelError as error:
+            return Verdict(samples=count, fault=f"the original could be computed, the result cannot: {error.what}")
+        outputs = compare_runs(self._reference[:count], found)
+        held = compare_runs(self._baseline[:count], found) if exact else outputs
+        if not exact:
+            self._baseline = found
+        worst = max(held, key=lambda output: output.relative, default=None)
+        if worst is None or tolerance is None or worst.relative <= tolerance:
+            return Verdict(outputs, samples=count, tolerance=tolerance)
+        if exact:
+            tolerance = max(tolerance, NOISE_FACTOR * self._noise(samples).get(worst.name, 0.0))
+        fault = "" if worst.relative <= tolerance else _describe(worst, tolerance)
+        return Verdict(outputs, samples=count, tolerance=tolerance, fault=fault)
+
+    def _noise(self, samples: Samples) -> dict[str, float]:
+        """By output, the largest relative change of the original under rounding alone; 0 where it is not finite."""
+        reference = self._reference[: len(samples)]
+        nudged = Samples({name: _nudge(array) for name, array in samples.arrays.items()}, samples.rows)
+        noise: dict[str, float] = {}
+        for inputs, optimize in ((nudged, False), (samples, True)):
+            try:
+                variant = _run(self._original, inputs, optimize=optimize)
+            except ModelError:
+                continue  # an input that may not be nudged, or an optimization that fails: no noise is known from it
+            for output in compare_runs(reference, variant):
+                if math.isfinite(output.relative):
+                    noise[output.name] = max(noise.get(output.name, 0.0), output.relative)
+        return noise
+
+
+def _run(model: ir.Model, samples: Samples, *, optimize: bool = False, limit: int | None = None) -> list[Outputs]:
+    """The outputs for each sample, or for as many as fit into `limit` bytes (one at least)."""
+    runs: list[Outputs] = []
+    size = 0
+    with Session(model, optimize=optimize) as session:
+        for feeds in samples:
+            runs.append(session.run(feeds))
+            size += sum(array.nbytes for array in runs[-1].values())
+            if limit is not None and size >= limit:
+                break
+    return runs
+
+
+def _nudge(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Each float moved by one unit in the last place, every other one up, the rest down."""
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        return array
+    up = np.arange(array.size).reshape(array.shape) % 2 == 0
+    nudged: np.ndarray[Any, Any] = np.nextafter(array, np.where(up, np.inf, -np.inf).astype(array.dtype))
+    return nudged
+
+
+def _random_operator(model: ir.Model) -> str:
+    for node in model.graph.all_nodes():
+        training = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
+        if node.domain in ("", "ai.onnx") and (node.op_type in _RANDOM or training):
+            return f"the model draws random numbers ({node.op_type} '{node.name}')"
+    return ""
+
+
+def _describe(output: OutputComparison, tolerance: float) -> str:
+    if output.note:
+        return f"output '{output.name}' differs from before: {output.note}"
+    return (
+        f"output '{output.name}' differs by {output.relative:.2g} of its range (at most {output.max_abs:.3g}), "
+        f"expected at most {tolerance:.2g}"
+    )
