@@ -1,4 +1,4 @@
-"""Options of the whole test suite, and what tests need of the machine: an emulator, a compiler, models kept elsewhere."""
+"""Options of the whole test suite, and what tests need of the machine: an emulator, a compiler, more models."""
 
 from __future__ import annotations
 
