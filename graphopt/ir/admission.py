@@ -148,9 +148,19 @@ def _empty(tensor: onnx.TensorProto) -> None:
             setattr(tensor, field, value)
 
 
-def lost_by_the_ir(proto: onnx.ModelProto) -> list[str]:
-    """What the file holds beside the inference graph and the IR does not keep, in words."""
+# The IR version that first has device configurations; onnx_ir writes them in no older one.
+_DEVICE_CONFIGURATIONS = 11
+
+
+def drop_unkept(proto: onnx.ModelProto) -> list[str]:
+    """Remove what the file holds beside the inference graph and the IR cannot keep; returns it in words."""
     lost = []
+    placed = [node for node in each_node(proto) if node.device_configurations]
+    if proto.ir_version < _DEVICE_CONFIGURATIONS and (placed or proto.configuration):
+        lost.append(f"device configurations, which IR version {proto.ir_version} does not have")
+        proto.ClearField("configuration")
+        for node in placed:
+            node.ClearField("device_configurations")
     if proto.training_info:
         lost.append("training_info")
     names = [name for graph in each_graph(proto) for name in (i.name for i in graph.initializer) if not name]

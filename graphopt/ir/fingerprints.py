@@ -48,15 +48,21 @@ def _add_graph(digest: hashlib._Hash, graph: ir.Graph, outer: dict[ir.Value, int
     for value in graph.inputs:
         _add(digest, ["input", *(_public(value) if named else ()), number(value)])
     for node in graph:
-        inputs = [number(value) for value in node.inputs]
-        _add(digest, ["node", node.domain, node.op_type, inputs])
+        _add(digest, ["node", node.domain, node.op_type, _trimmed([number(value) for value in node.inputs])])
         for name, attribute in sorted(node.attributes.items()):
             _add_attribute(digest, name, attribute, numbers)
-        _add(digest, ["makes", [number(value) for value in node.outputs]])
+        _add(digest, ["makes", _trimmed([number(value) for value in node.outputs])])
     for value in graph.outputs:
         _add(digest, ["output", *(_public(value) if named else ()), number(value)])
     for unused in sorted(_tensor_digest(v.const_value) for v in graph.initializers.values() if _is_unused(v, numbers)):
         _add(digest, ["unused", unused])
+
+
+def _trimmed(numbers: list[int]) -> list[int]:
+    """Without what is left out at the end: to say so or not means the same."""
+    while numbers and numbers[-1] == -1:
+        numbers.pop()
+    return numbers
 
 
 def _public(value: ir.Value) -> tuple[object, ...]:

@@ -57,7 +57,7 @@ def _from_proto(proto: onnx.ModelProto, folder: Path | None, origin: str) -> tup
         tensors.check_tensors(proto, folder, origin)
         functions.check_functions(proto, origin)
         admission.check_model(proto, origin)
-        if lost := admission.lost_by_the_ir(proto):
+        if lost := admission.drop_unkept(proto):
             warnings.warn(f"{origin}: not kept: {', '.join(lost)}", ModelWarning, stacklevel=3)
         proto = functions.to_model_opsets(proto)
         model = ir.serde.deserialize_model(proto)

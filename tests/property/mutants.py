@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
+
+import onnx
 
 _INTERESTING = (b"\x00", b"\xff", b"\x7f", b"\x80\x80\x80\x80\x80\x01", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
 
@@ -127,3 +130,89 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             break
         shift += 7
     return value, at
+
+
+def mutate_fields(model: onnx.ModelProto, rng: random.Random) -> None:
+    """One to three edits of fields at random depth: what still parses, but may mean nonsense."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        _edit(_random_message(model, rng), rng)
+
+
+def _random_message(message: Any, rng: random.Random) -> Any:
+    """Walk down from `message`, at each level stopping by chance."""
+    while True:
+        below = []
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                below.append(list(value) if field.is_repeated else [value])
+        if not below or rng.random() < 0.15:
+            return message
+        message = rng.choice(rng.choice(below))
+
+
+def _edit(message: Any, rng: random.Random) -> None:
+    present = message.ListFields()
+    if not present or rng.random() < 0.1:
+        field = rng.choice(list(message.DESCRIPTOR.fields))  # a field that may not have been there
+        _set(message, field, rng)
+        return
+    field, value = rng.choice(present)
+    action = rng.random()
+    if action < 0.2:
+        message.ClearField(field.name)
+    elif field.is_repeated and action < 0.7:
+        _edit_list(value, field, rng)
+    else:
+        _set(message, field, rng)
+
+
+def _edit_list(values: Any, field: Any, rng: random.Random) -> None:
+    at = rng.randrange(len(values))
+    action = rng.random()
+    if action < 0.35:
+        del values[at]
+    elif action < 0.6:
+        values.extend([values[at]])
+    elif action < 0.8 and len(values) > 1:  # exchange two
+        other = rng.randrange(len(values))
+        entries = list(values)
+        entries = (
+            [type(entry).FromString(entry.SerializeToString()) for entry in entries] if _is_message(field) else entries
+        )
+        entries[at], entries[other] = entries[other], entries[at]
+        del values[:]
+        values.extend(entries)
+    elif not _is_message(field):
+        values[at] = _scalar(field, values[at], rng)
+
+
+def _set(message: Any, field: Any, rng: random.Random) -> None:
+    if _is_message(field):
+        if field.is_repeated:
+            getattr(message, field.name).add()
+        else:
+            getattr(message, field.name).SetInParent()
+    elif field.is_repeated:
+        getattr(message, field.name).append(_scalar(field, None, rng))
+    else:
+        setattr(message, field.name, _scalar(field, getattr(message, field.name), rng))
+
+
+def _is_message(field: Any) -> bool:
+    return bool(field.type == field.TYPE_MESSAGE)
+
+
+def _scalar(field: Any, old: Any, rng: random.Random) -> Any:
+    kind = field.cpp_type
+    if kind == field.CPPTYPE_ENUM:
+        return rng.choice([value.number for value in field.enum_type.values])
+    if kind == field.CPPTYPE_STRING:
+        text = rng.choice(["", "x", "Conv", "Loop", "Constant", "ai.onnx", "a/b\x00c", "n" * 2000, old or "y"])
+        return text.encode() if field.type == field.TYPE_BYTES else text
+    if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        return rng.choice([0.0, -1.0, 1e30, float("nan"), float("inf")])
+    limit = 2**31 - 1 if kind in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 2**63 - 1
+    low = 0 if kind in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64) else -1
+    return rng.choice(
+        [low, 0, 1, 2, 3, 7, 255, 65536, limit, limit // 2, max(low, (old or 0) - 1), min(limit, (old or 0) + 1)]
+    )

@@ -15,8 +15,11 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 import onnx.parser
@@ -24,17 +27,19 @@ import pytest
 
 from graphopt import ir
 from graphopt.errors import GraphoptError
-from tests.property.mutants import mutate
+from tests.property.mutants import mutate, mutate_fields
 
 MUTANTS = int(os.environ.get("GRAPHOPT_FUZZ_MUTANTS", "200"))
 SEED = int(os.environ.get("GRAPHOPT_FUZZ_SEED", "0"))
 SECONDS_EACH = 30
 MEMORY_BYTES = 6 << 30
 
+T = TypeVar("T")
+
 _SMALL = """
 <ir_version: 8, opset_import: ["" : 17, "local" : 1, "custom" : 2], metadata_props: ["author" : "fuzz"]>
 net (float[N,3,8,8] x, bool c) => (float[N,K] y)
-<float[4,3,3,3] w = {%s}, int64[2] shape = {0, -1}>
+<float[4,3,3,3] w = {WEIGHTS}, int64[2] shape = {0, -1}>
 {
    [conv] h = Conv <pads = [1, 1, 1, 1]> (x, w)
    [act] r = local.Act <alpha = 0.1> (h)
@@ -46,7 +51,7 @@ net (float[N,3,8,8] x, bool c) => (float[N,K] y)
 }
 <domain: "local", opset_import: ["" : 17]>
 Act <alpha> (t) => (u) { u = LeakyRelu <alpha: float = @alpha> (t) }
-""" % ", ".join(["0.5"] * 108)
+""".replace("WEIGHTS", ", ".join(["0.5"] * 108))
 
 
 def corpus() -> list[bytes]:
@@ -70,23 +75,29 @@ def structure_spans(data: bytes) -> list[tuple[int, int]]:
     return [(start, end) for start, end in [*spans, (at, len(data))] if end > start]
 
 
+def refused_or(work: Callable[[], T]) -> T | None:
+    """What `work` returns, or None if it raises an error of graphopt's with a message of one line."""
+    try:
+        return work()
+    except GraphoptError as error:
+        message = error.what
+    assert message
+    assert "\n" not in message, f"more than one line: {message!r}"
+    return None
+
+
 def exercise(data: bytes, folder: Path) -> str:
     """What became of a mutant: "refused" or "loaded"; any other exception than graphopt's passes through."""
     path = folder / "mutant.onnx"
     path.write_bytes(data)
-    try:
-        model = ir.load(path)
-    except GraphoptError as error:
-        assert "\n" not in error.what, f"more than one line: {error.what!r}"
+    model = refused_or(lambda: ir.load(path))
+    if model is None:
         return "refused"
     ir.to_text(model)
     ir.fingerprint(model)
     ir.Interface.of(model)
     for step in (ir.refresh_shapes, ir.verify, lambda m: ir.bind_shapes(m, {})):
-        try:
-            step(model)
-        except GraphoptError as error:
-            assert "\n" not in error.what, f"more than one line: {error.what!r}"
+        refused_or(partial(step, model))
     ir.save(model, folder / "again.onnx")
     assert ir.fingerprint(ir.load(folder / "again.onnx")) == ir.fingerprint(model)
     return "loaded"
@@ -95,6 +106,10 @@ def exercise(data: bytes, folder: Path) -> str:
 def mutant(models: list[bytes], spans: list[list[tuple[int, int]]], seed: int) -> bytes:
     rng = random.Random(seed)
     index = rng.randrange(len(models))
+    if rng.random() < 0.5:
+        model = onnx.ModelProto.FromString(models[index])
+        mutate_fields(model, rng)
+        return model.SerializeToString()
     focus = rng.choice(spans[index]) if rng.random() < 0.8 else None
     return mutate(models[index], rng.choice(models), rng, focus)
 
@@ -110,7 +125,7 @@ def _worker(channel: Connection, first: int, last: int) -> None:
             channel.send((seed, "started"))
             try:
                 outcome = exercise(mutant(models, spans, seed), Path(folder))
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever it is, it is the finding
                 outcome = traceback.format_exc()
             channel.send((seed, outcome))
 
