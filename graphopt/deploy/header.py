@@ -16,8 +16,6 @@ from graphopt.targets.base import TensorSpec
 
 ABI = 1  # grows when a program built with the old header would no longer work
 
-BUFFER_ALIGNMENT = 16  # bytes; a caller's buffer that has it is used in place
-
 # numpy's name of a type and the number of the C enumerator; the number is ONNX's.
 DTYPES: dict[str, int] = {
     dtype.numpy().name: int(dtype)
@@ -41,7 +39,9 @@ DTYPES: dict[str, int] = {
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 # Prefixes under which the C library or POSIX has a NAME_create, NAME_destroy, NAME_run … of its own.
-_TAKEN = frozenset({"pthread", "pthread_attr", "thrd", "timer", "sem", "mtx", "cnd", "tss", "mq", "shm", "posix", "std"})
+_TAKEN = frozenset(
+    {"pthread", "pthread_attr", "thrd", "timer", "sem", "mtx", "cnd", "tss", "mq", "shm", "posix", "std"}
+)
 
 
 def environment(package: str = "graphopt.deploy") -> jinja2.Environment:
@@ -118,7 +118,6 @@ def interface_fields(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[
         "macro": name.upper(),
         "version": version(),
         "abi": ABI,
-        "alignment": BUFFER_ALIGNMENT,
         "dtypes": DTYPES,
         "inputs": tuple(inputs),
         "outputs": tuple(outputs),

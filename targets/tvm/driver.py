@@ -11,13 +11,11 @@ from pathlib import Path
 
 import jinja2
 
+from graphopt.deploy.header import tensor_bytes
 from graphopt.errors import InternalError, UnsupportedError
-from graphopt.targets.base import TensorSpec
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
 
 RUNTIME = Path(__file__).parent / "runtime"
-
-POINTER_ALIGNMENT = 16  # bytes; what vector code takes for granted of each pointer
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "?": "\\?"}  # "?": no trigraphs
 
@@ -41,10 +39,12 @@ class _Call:
     expression: str
 
 
-def render_driver(program: Program, name: str) -> str:
-    """C source of the driver, which implements the header of the bundle `name` and expects the weights of `render_weights`.
+def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
+    """C source of the driver: it implements the header of the bundle `name`, on the weights of `render_weights`.
 
-    Raises InternalError if a buffer lies outside of its place.
+    `alignment`, in bytes, is what kernels take for granted of each pointer: the width of a vector. A caller's buffer
+    that lacks it is copied. Raises InternalError if a buffer lies outside of its place or is unaligned, or a kernel's symbol could
+    clash with those of another bundle.
     """
     staging = 0
     tables: dict[str, list[_Tensor]] = {"input": [], "output": []}
@@ -60,14 +60,14 @@ def render_driver(program: Program, name: str) -> str:
         "driver.c.jinja",
         name=name,
         macro=name.upper(),
-        alignment=POINTER_ALIGNMENT,
+        alignment=alignment,
         arena_bytes=_aligned(program.arena_bytes),
         staging_bytes=staging,
         weight_bytes=len(program.weights),
         inputs=tables["input"],
         outputs=tables["output"],
         calls=calls,
-        kernels=_kernels(program),
+        kernels=_kernels(program, name),
     )
 
 
@@ -115,22 +115,16 @@ def _aligned(size: int) -> int:
 
 def _sizes(program: Program, place: Place) -> list[int]:
     """Bytes of each input or output."""
-    specs = program.inputs if place is Place.INPUT else program.outputs
-    return [tensor_bytes(spec) for spec in specs]
+    return [tensor_bytes(spec) for spec in (program.inputs if place is Place.INPUT else program.outputs)]
 
 
-def tensor_bytes(spec: TensorSpec) -> int:
-    """Size of a dense tensor in bytes."""
-    from graphopt.deploy.header import tensor_bytes as size
-
-    return size(spec)
-
-
-def _kernels(program: Program) -> dict[str, int]:
+def _kernels(program: Program, name: str) -> dict[str, int]:
     """The number of arguments of each kernel, by symbol."""
     counts: dict[str, int] = {}
     for call in program.calls:
         if isinstance(call, KernelCall):
+            if not call.symbol.startswith(f"{name}_"):
+                raise InternalError(f"kernel '{call.symbol}' lacks the prefix '{name}_'")
             known = counts.setdefault(call.symbol, len(call.arguments))
             if known != len(call.arguments):
                 raise InternalError(
@@ -151,14 +145,14 @@ def _call(call: KernelCall | Copy, index: int, program: Program, tables: dict[st
     def pointer(buffer: Buffer) -> str:
         sizes = limits[buffer.place]
         size = sizes[buffer.index] if buffer.index < len(sizes) else 0
-        inside = 0 <= buffer.offset and buffer.offset + buffer.bytes <= size
+        inside = buffer.offset >= 0 and buffer.offset + buffer.bytes <= size
         packed = buffer.place in (Place.WEIGHTS, Place.ARENA)
         if not inside or (packed and buffer.offset % ALIGNMENT) or (not packed and buffer.offset):
-            raise InternalError(f"call {index} of the program has a buffer outside of its place, or unaligned: {buffer}")
+            raise InternalError(f"call {index} of the program has a misplaced buffer: {buffer}")
         return f"{buffer.place.name}({buffer.offset if packed else buffer.index})"
 
     if isinstance(call, KernelCall):
         return _Call(call.layer, f"{call.symbol}({', '.join(map(pointer, call.arguments))})")
     if call.source.bytes != call.destination.bytes:
         raise InternalError(f"call {index} of the program copies {call.source} to {call.destination}: the sizes differ")
-    return _Call("copy", f"COPY({pointer(call.destination)}, {pointer(call.source)}, {call.source.bytes})")
+    return _Call("(copy)", f"COPY({pointer(call.destination)}, {pointer(call.source)}, {call.source.bytes})")

@@ -6,6 +6,7 @@ symbols are resolved once. Nothing in the result depends on where or when it was
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,15 @@ from graphopt.targets.tvm.driver import RUNTIME, check_memory, render_driver, re
 from graphopt.targets.tvm.program import Program
 
 # -fno-sanitize: zig checks undefined behaviour unless told otherwise, with a runtime of its own.
-_COMPILE = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=all", "-fno-stack-protector")
-_COMPILE += ("-Wall", "-Wextra", "-Werror")
+# -ftls-model: one pointer a thread. As static thread-local storage it costs no call, and no symbol of the dynamic loader.
+_COMPILE = (
+    *("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+    *("-fno-sanitize=all", "-fno-stack-protector", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
+    "-ftls-model=initial-exec",
+)
+
+# LLVM's objects carry debugging information. ld.lld does not strip it from relocatable output, so a script discards it.
+_JOIN = "SECTIONS { /DISCARD/ : { *(.debug*) *(.rela.debug*) *(.rel.debug*) *(.comment) *(.llvm_addrsig) } }\n"
 
 
 def link(
@@ -34,7 +42,7 @@ def link(
     folder.mkdir(parents=True, exist_ok=True)
     if is_mach_o(target):
         return _link_mach_o(name, objects, folder, target)
-    return _link_elf(name, objects, folder, target, workdir)
+    return _link_elf(name, objects, folder, target, workdir, exports(name, header.read_text()))
 
 
 def compile_driver(
@@ -42,7 +50,7 @@ def compile_driver(
 ) -> tuple[Path, Path]:
     """The objects of the driver and of the weights."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "driver.c").write_text(render_driver(program, name))
+    (workdir / "driver.c").write_text(render_driver(program, name, alignment=target.vector_bits // 8))
     (workdir / "weights.S").write_text(render_weights(name))
     (workdir / "weights.bin").write_bytes(program.weights)
     for source in ("driver.c", "weights.S"):
@@ -50,6 +58,11 @@ def compile_driver(
         command = (*compiler(target), *_COMPILE, "-I", str(header.parent.resolve()), "-I", str(RUNTIME))
         run((*command, "-c", source, "-o", Path(source).stem + ".o"), f"compiling {source} of '{name}'", cwd=workdir)
     return workdir / "driver.o", workdir / "weights.o"
+
+
+def exports(name: str, header: str) -> list[str]:
+    """The functions that the header declares as the interface of the library."""
+    return re.findall(rf"^{name.upper()}_API [^;(]*?\b({name}_\w+)\(", header, re.MULTILINE)
 
 
 def is_mach_o(target: TargetDescription) -> bool:
@@ -81,19 +94,20 @@ def run(command: Sequence[str], what: str, *, cwd: Path | None = None) -> str:
 
 
 def _link_elf(
-    name: str, objects: Sequence[Path], folder: Path, target: TargetDescription, workdir: Path
+    name: str, objects: Sequence[Path], folder: Path, target: TargetDescription, workdir: Path, public: Sequence[str]
 ) -> tuple[Path, Path]:
     shared, static = folder / f"lib{name}.so", folder / f"lib{name}.a"
-    whole = workdir / f"{name}.o"
-    run((*zig("ld.lld"), "-r", "--strip-debug", "-o", str(whole), *map(str, objects)), f"joining objects of '{name}'")
-    script = workdir / "exports.map"
-    script.write_text(f"{{ global: {name}_*; local: *; }};\n")
+    whole, join = workdir / f"{name}.o", workdir / "join.ld"
+    join.write_text(_JOIN)
+    run((*zig("ld.lld"), "-r", "-T", str(join), "-o", str(whole), *map(str, objects)), f"joining objects of '{name}'")
+    (workdir / "exports.map").write_text(f"{{ global: {'; '.join(public)}; local: *; }};\n")
     run(
         (
             *compiler(target),
             *("-shared", "-s", "-o", str(shared), whole.name),
-            *(f"-Wl,-soname,{shared.name}", "-Wl,--version-script,exports.map", "-Wl,-z,defs", "-Wl,--build-id=none"),
-            *("-lm", "-lpthread"),
+            *(f"-Wl,-soname,{shared.name}", "-Wl,--version-script,exports.map", "-Wl,-z,defs"),
+            # Without gc-sections, all of zig's compiler runtime comes along: 200 KB for one division on ARMv7.
+            *("-Wl,--build-id=none", "-Wl,--gc-sections", "-lm", "-lpthread"),
         ),
         f"linking {shared.name}",
         cwd=workdir,

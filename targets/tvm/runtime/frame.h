@@ -7,11 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__APPLE__)
-#define WEAK __attribute__((weak, visibility("hidden")))
-#else
-#define WEAK __attribute__((weak))
-#endif
+#define WEAK __attribute__((weak)) /* and hidden, as all that is compiled with -fvisibility=hidden */
 
 typedef struct {
     void *sync_handle; /* for barriers inside of loops, which kernels here do not have */
