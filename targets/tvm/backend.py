@@ -1,0 +1,169 @@
+"""The whole path from an optimized model to a library: import, lower, schedule, compile, plan memory, link."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.targets.base import Library, TargetDescription, TensorSpec
+from graphopt.targets.tvm import codegen
+from graphopt.targets.tvm.importer import dtype_name, import_model, static_shape
+from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
+from graphopt.targets.tvm.link import link
+from graphopt.targets.tvm.lower import Call, Lowered, Value, lower
+from graphopt.targets.tvm.memory_plan import Lifetime, plan
+from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
+from graphopt.targets.tvm.schedule import schedule
+from graphopt.targets.tvm.workers import compile_in_parallel
+
+
+class TvmBackend:
+    """graphopt's backend on TVM: the one implementation of `graphopt.targets.base.Backend`."""
+
+    def unsupported(self, model: ir.Model) -> list[tuple[str, str, str]]:
+        """(operator, node name, reason) of each node that `build` would refuse."""
+        return unsupported_nodes(model)
+
+    def build(
+        self,
+        model: ir.Model,
+        target: TargetDescription,
+        *,
+        name: str,
+        header: Path,
+        folder: Path,
+        jobs: int,
+        progress: Callable[[int, int, str], None],
+    ) -> Library:
+        """Write lib{name}.so and lib{name}.a into `folder`; see `graphopt.targets.base.Backend.build`."""
+        timings: dict[str, float] = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            workdir = Path(scratch)
+            clock = _Clock(timings, progress)
+            clock.start("import to Relax")
+            module = import_model(model)
+            clock.start("fuse operators")
+            tvm_target = codegen.tvm_target(target)
+            lowered = lower(module, tvm_target)
+            clock.start("schedule kernels")
+            symbols = {function: f"{name}_kernel{i}_{function}" for i, function in enumerate(lowered.functions)}
+            functions = {symbols[key]: schedule(function, target) for key, function in lowered.functions.items()}
+            clock.start(f"compile {len(functions)} kernels")
+            objects, kernels = compile_in_parallel(functions, target, workdir, jobs)
+            clock.start("plan memory and link")
+            program = assemble(model, lowered, symbols, {kernel.symbol: kernel for kernel in kernels}, objects)
+            shared, static = link(program, name, header, folder, target, workdir)
+            clock.stop()
+        return Library(
+            shared=shared,
+            static=static,
+            inputs=program.inputs,
+            outputs=program.outputs,
+            arena_bytes=program.arena_bytes,
+            weight_bytes=len(program.weights),
+            workspace_bytes=0,
+            layers=tuple(_layer(call, model) for call in lowered.calls),
+            timings=timings,
+        )
+
+
+class _Clock:
+    """Reports each stage as progress, and how long it took."""
+
+    STAGES = 5
+
+    def __init__(self, timings: dict[str, float], progress: Callable[[int, int, str], None]) -> None:
+        self.timings = timings
+        self.progress = progress
+        self.stage = ""
+        self.since = 0.0
+
+    def start(self, stage: str) -> None:
+        self.stop()
+        self.progress(len(self.timings), self.STAGES, stage)
+        self.stage, self.since = stage, time.perf_counter()
+
+    def stop(self) -> None:
+        if self.stage:
+            self.timings[self.stage] = time.perf_counter() - self.since
+            self.stage = ""
+
+
+def assemble(
+    model: ir.Model,
+    lowered: Lowered,
+    symbols: dict[str, str],
+    kernels: dict[str, codegen.Kernel],
+    objects: tuple[Path, ...],
+) -> Program:
+    """Place every value of `lowered` in the caller's buffers, the weights or the arena."""
+    weights, constants = _pack_weights(lowered.constants)
+    places: dict[Value, Buffer] = {}
+    copies: list[tuple[Value, Buffer]] = []
+    for i, output in enumerate(lowered.outputs):
+        buffer = Buffer(Place.OUTPUT, i, 0, output.bytes)
+        if output.kind == "made" and output not in places:
+            places[output] = buffer
+        else:
+            copies.append((output, buffer))
+    lifetimes: list[Lifetime] = []
+    slots: dict[Value | tuple[int, int], int] = {}
+    last_read = {value: i for i, call in enumerate(lowered.calls) for value in call.inputs}
+    for i, call in enumerate(lowered.calls):
+        for value in call.outputs:
+            if value not in places:
+                slots[value] = len(lifetimes)
+                lifetimes.append(Lifetime(value.bytes, i, last_read.get(value, i)))
+        for k, size in enumerate(kernels[symbols[call.function]].scratch):
+            slots[i, k] = len(lifetimes)
+            lifetimes.append(Lifetime(size, i, i))
+    offsets, arena_bytes = plan(lifetimes, ALIGNMENT)
+
+    def place(value: Value) -> Buffer:
+        if value.kind == "input":
+            return Buffer(Place.INPUT, value.index, 0, value.bytes)
+        if value.kind == "constant":
+            return Buffer(Place.WEIGHTS, 0, constants[value.index], value.bytes)
+        return places.get(value) or Buffer(Place.ARENA, 0, offsets[slots[value]], value.bytes)
+
+    steps: list[KernelCall | Copy] = []
+    for i, call in enumerate(lowered.calls):
+        kernel = kernels[symbols[call.function]]
+        scratch = [Buffer(Place.ARENA, 0, offsets[slots[i, k]], size) for k, size in enumerate(kernel.scratch)]
+        arguments = (*map(place, call.inputs), *map(place, call.outputs), *scratch)
+        steps.append(KernelCall(kernel.symbol, arguments, _layer_name(call.nodes, model)))
+    steps += [Copy(place(value), buffer) for value, buffer in copies]
+    return Program(
+        inputs=tuple(TensorSpec(v.name or "", dtype_name(v), static_shape(v)) for v in model.graph.inputs),
+        outputs=tuple(TensorSpec(v.name or "", dtype_name(v), static_shape(v)) for v in model.graph.outputs),
+        calls=tuple(steps),
+        weights=weights,
+        arena_bytes=arena_bytes,
+        objects=objects,
+    )
+
+
+def _pack_weights(constants: list[np.ndarray]) -> tuple[bytes, list[int]]:
+    blob = bytearray()
+    offsets = []
+    for array in constants:
+        blob.extend(bytes(-len(blob) % ALIGNMENT))
+        offsets.append(len(blob))
+        blob.extend(array.tobytes())
+    return bytes(blob), offsets
+
+
+def _layer_name(nodes: tuple[int, ...], model: ir.Model) -> str:
+    return " + ".join(model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in nodes)
+
+
+def _layer(call: Call, model: ir.Model) -> dict[str, object]:
+    return {
+        "kernel": call.function,
+        "nodes": [model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in call.nodes],
+    }

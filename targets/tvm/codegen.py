@@ -1,0 +1,151 @@
+"""TIR kernels to relocatable objects of plain C functions: `int32_t symbol(void *arg0, void *arg1, …)`.
+
+TVM's own entry points take packed arguments that each call would have to build and check. Here a kernel's parameters
+become raw pointers, and the scratch buffers that it allocates outside of parallel loops become further parameters,
+so that the memory plan owns them and nothing is allocated during a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import PointerType, PrimType
+from tvm.tirx.stmt import Return
+
+from graphopt.errors import InternalError, UnsupportedError
+from graphopt.targets.base import TargetDescription
+
+STACK_BYTES = 16384  # allocations up to this go on the stack
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled function: its symbol, and the bytes of the scratch buffers that follow its parameters."""
+
+    symbol: str
+    scratch: tuple[int, ...]
+
+
+def tvm_target(description: TargetDescription) -> tvm.target.Target:
+    """TVM's target for a core; for the machine at hand, LLVM's description of it."""
+    config: dict[str, Any] = {"kind": "llvm", "mtriple": description.triple, "mcpu": description.mcpu}
+    if description.llvm_attributes:
+        config["mattr"] = list(description.llvm_attributes)
+    return tvm.target.Target(config)
+
+
+def compile_kernels(functions: dict[str, tirx.PrimFunc], target: tvm.target.Target, path: Path) -> list[Kernel]:
+    """Compile scheduled PrimFuncs, by symbol, into one object at `path`.
+
+    Raises UnsupportedError for a function that calls back into TVM's runtime.
+    """
+    kernels = []
+    bound = target.with_host(target)
+    lowered = {}
+    for symbol, function in functions.items():
+        module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
+        module = _lower_to_flat_loops(tirx.transform.BindTarget(bound)(module))
+        plain, scratch = _with_pointer_parameters(module[symbol])
+        _refuse_runtime_calls(symbol, plain)
+        lowered[symbol] = plain
+        kernels.append(Kernel(symbol, scratch))
+    module = tvm.IRModule(lowered)
+    module = tirx.transform.FP8StorageLegalize()(module)
+    module = tirx.transform.BF16StorageLegalize()(module)
+    module = tirx.transform.LowerTVMBuiltin()(module)
+    module = tirx.transform.LowerIntrin()(module)
+    tvm.get_global_func("target.build.llvm")(module, bound).write_to_file(str(path))
+    return kernels
+
+
+def _lower_to_flat_loops(module: tvm.IRModule) -> tvm.IRModule:
+    """TVM's default pipeline for schedulable TIR without its GPU passes and its packed calling convention."""
+    with tvm.transform.PassContext(config={"tirx.disable_vectorize": False}):
+        return tvm.transform.Sequential(
+            [
+                s_tir.transform.CanonicalizeLoop(),
+                s_tir.transform.LowerInitBlock(),
+                s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+                s_tir.transform.ConvertBlocksToOpaque(),
+                s_tir.transform.CompactBufferAllocation(),
+                s_tir.transform.LowerMatchBuffer(),
+                s_tir.transform.StmtSimplify(),
+                s_tir.transform.AnnotateIrregularLoop(),
+                s_tir.transform.LowerOpaqueBlock(),
+                tirx.transform.FlattenBuffer(),
+                tirx.transform.BF16ComputeLegalize(),
+                tirx.transform.NarrowDataType(32),
+                s_tir.transform.LoopPartition(),
+                tirx.transform.VectorizeLoop(True),
+                tirx.transform.StorageRewrite(),
+                s_tir.transform.HoistIfThenElse(),
+                tirx.transform.UnrollLoop(),
+                s_tir.transform.RenormalizeSplitPattern(),
+                tirx.transform.StmtSimplify(),
+                tirx.transform.RemoveNoOp(),
+                s_tir.transform.RewriteUnsafeSelect(),
+                tirx.transform.CommonSubexprElim(),
+                tirx.transform.FP8ComputeLegalize(),
+                tirx.transform.VerifyMemory(),
+            ]
+        )(module)
+
+
+def _with_pointer_parameters(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
+    """`function` with pointers for buffers, and with its large root allocations as further pointers."""
+    inside_parallel: set[str] = set()
+
+    def note_parallel(loop: tirx.For) -> tirx.For:
+        if loop.kind == tirx.ForKind.PARALLEL:
+            tvm_ffi.structural_map(loop.body, (tirx.AllocBuffer, lambda a: (inside_parallel.add(a.buffer.name), a)[1]))
+        return loop
+
+    tvm_ffi.structural_map(function.body, (tirx.For, note_parallel), order="post")
+    scratch: list[tirx.Buffer] = []
+
+    def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
+        if buffer_bytes(allocation.buffer) <= STACK_BYTES:
+            return tirx.AllocBuffer(allocation.buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)})  # else TVM asks for workspace
+        if allocation.buffer.name in inside_parallel:
+            raise InternalError(
+                f"kernel {function.attrs['global_symbol']!r} allocates {buffer_bytes(allocation.buffer)} bytes for "
+                f"{allocation.buffer.name!r} inside a parallel loop; at most {STACK_BYTES} fit on the stack"
+            )
+        scratch.append(allocation.buffer)
+        return tirx.Evaluate(0)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, lift), order="post")
+    parameters, declarations = [], []
+    for buffer in (*function.params, *scratch):
+        pointer = tirx.Var(f"{buffer.name}_pointer", PointerType(PrimType(str(buffer.ty.dtype.dtype)), "global"))
+        parameters.append(pointer)
+        declarations.append(tirx.DeclBuffer(buffer, data=pointer))
+    body = tirx.SeqStmt([*declarations, body, Return(tirx.const(0, "int32"))])
+    plain = tirx.PrimFunc(parameters, body, ret_type=PrimType("int32"), attrs=function.attrs)
+    return plain, tuple(buffer_bytes(buffer) for buffer in scratch)
+
+
+def buffer_bytes(buffer: tirx.Buffer) -> int:
+    """Bytes of a buffer of static shape."""
+    dtype = tvm.runtime.DataType(str(buffer.ty.dtype.dtype))
+    return math.prod(int(extent) for extent in buffer.ty.shape) * ((dtype.bits * dtype.lanes + 7) // 8)
+
+
+def _refuse_runtime_calls(symbol: str, function: tirx.PrimFunc) -> None:
+    called: list[str] = []
+
+    def note(call: Any) -> Any:
+        name = getattr(call.op, "name", "")
+        if name.startswith("tirx.tvm_call") and "packed" in name:
+            called.append(str(call.args[0]))
+        return call
+
+    tvm_ffi.structural_map(function.body, (tvm.ir.Call, note), order="post")
+    if called:
+        raise UnsupportedError(f"kernel {symbol!r} calls {', '.join(called)} of TVM's runtime, which no bundle contains")

@@ -1,0 +1,159 @@
+"""A schedule for any fused kernel: stages inlined, accumulators in registers, outer loops parallel.
+
+Kernels of our own bring their schedules (`kernels/`). Everything else gets this one: not the fastest, but tiled and
+vectorized. It asks TVM's scheduler for each step, which refuses what would change the meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.expr import TensorLoad
+
+from graphopt.targets.base import TargetDescription
+from graphopt.targets.tvm.kernels import SCHEDULES
+
+PARALLEL_WORK = 1 << 15  # loop iterations below which waking a thread costs more than it saves
+PARALLEL_TASKS = 64  # iterations that the threads share evenly enough
+MAX_TILE = 16  # accumulators along the contiguous axis: four 128-bit registers of float32
+ROW_TILE = 4  # accumulators across output channels
+
+
+def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc:
+    """`function` scheduled for `target`; loops are reordered and split, the result is the same."""
+    if not function.attrs.get("s_tir", True) or _is_opaque(function):
+        return function
+    for own in SCHEDULES:
+        scheduled = own(function, target)
+        if scheduled is not None:
+            return scheduled
+    try:
+        return _default(function)
+    except s_tir.ScheduleError:
+        return function  # unscheduled loops are right, and LLVM still vectorizes the innermost
+
+
+def _is_opaque(function: tirx.PrimFunc) -> bool:
+    try:
+        return not s_tir.Schedule(function).get_child_blocks(s_tir.Schedule(function).get_sblock("root"))
+    except Exception:  # a function without a root block is not schedulable TIR
+        return True
+
+
+def _default(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    sch = s_tir.Schedule(function)
+    root = sch.get_sblock("root")
+    _inline_stages(sch, root)
+    reductions = [block for block in sch.get_child_blocks(root) if _is_reduction(sch, block)]
+    for block in sch.get_child_blocks(root):
+        if not _is_reduction(sch, block) and not any(_is_reduction(sch, p) for p in sch.get_producers(block)):
+            _parallelize(sch, sch.get_loops(block)[:-1], sch.get_loops(block)[-1:])
+    for block in reductions:
+        _schedule_reduction(sch, block)
+    return sch.mod["main"]
+
+
+def _extents(sch: s_tir.Schedule, loops: list[Any]) -> list[int]:
+    return [int(sch.get(loop).extent) for loop in loops]
+
+
+def _is_reduction(sch: s_tir.Schedule, block: Any) -> bool:
+    return any(iteration.iter_type == tirx.IterVar.CommReduce for iteration in sch.get(block).iter_vars)
+
+
+def _inline_stages(sch: s_tir.Schedule, root: Any) -> None:
+    """Compute element-wise stages in their consumers, where those are element-wise too: no stage between runs twice."""
+    for block in sch.get_child_blocks(root):
+        consumers = sch.get_consumers(block)
+        if not consumers or _is_reduction(sch, block):
+            continue
+        if _is_copy(sch, block) or not any(_is_reduction(sch, c) for c in consumers):
+            try:
+                sch.compute_inline(block)
+            except s_tir.ScheduleError:
+                continue  # read by several consumers in forms that cannot be inlined
+
+
+def _is_copy(sch: s_tir.Schedule, block: Any) -> bool:
+    body = sch.get(block).body
+    return isinstance(body, tirx.BufferStore) and isinstance(body.value, TensorLoad)
+
+
+def _divisor(extent: int, most: int) -> int:
+    return max(d for d in range(1, min(extent, most) + 1) if extent % d == 0)
+
+
+def _schedule_reduction(sch: s_tir.Schedule, block: Any) -> None:
+    """Give a reduction a tile of accumulators on the stack (in registers, after LLVM), and its consumer the same tile."""
+    shape = [int(e) for e in sch.get(block).writes[0].source.ty.shape]
+    if math.prod(shape) == 1 or _reduces_contiguous(sch, block):
+        loops = sch.get_loops(block)
+        rank = _reduction_rank(sch, block)
+        _parallelize(sch, loops[:-rank], loops[-rank:])
+        return
+    consumers = sch.get_consumers(block)
+    fits = len(consumers) == 1 and not _is_reduction(sch, consumers[0]) and _same_space(sch, block, consumers[0])
+    if not fits:
+        sch.cache_write(block, 0, "local")
+    epilogue = sch.get_consumers(block)[0]
+    spatial = sch.get_loops(epilogue)
+    extents = _extents(sch, spatial)
+    outer_columns, columns = sch.split(spatial[-1], [None, _divisor(extents[-1], MAX_TILE)])
+    order, inner = [*spatial[:-1], outer_columns], [columns]
+    channel = 1 if len(spatial) >= 4 else len(spatial) - 2
+    if channel >= 0 and extents[channel] > 1:
+        order[channel], rows = sch.split(spatial[channel], [None, _divisor(extents[channel], ROW_TILE)])
+        inner.insert(0, rows)
+    sch.reorder(*order, *inner)
+    sch.compute_at(block, order[-1])
+    sch.set_scope(block, 0, "local")
+    loops = sch.get_loops(block)[len(order) :]
+    rank = _reduction_rank(sch, block)
+    tile, reduction = loops[:-rank], loops[-rank:]
+    sch.reorder(*reduction, *tile)
+    _parallelize(sch, order, [*reduction, *tile])
+    sch.decompose_reduction(block, reduction[0])
+
+
+def _reduction_rank(sch: s_tir.Schedule, block: Any) -> int:
+    return sum(iteration.iter_type == tirx.IterVar.CommReduce for iteration in sch.get(block).iter_vars)
+
+
+def _same_space(sch: s_tir.Schedule, block: Any, consumer: Any) -> bool:
+    shape = [int(e) for e in sch.get(block).writes[0].source.ty.shape]
+    return shape == _extents(sch, sch.get_loops(consumer))
+
+
+def _reduces_contiguous(sch: s_tir.Schedule, block: Any) -> bool:
+    """Whether no operand is read along its last axis by the last spatial variable: a tile of it would gather."""
+    definition = sch.get(block)
+    spatial = [i.var for i in definition.iter_vars if i.iter_type == tirx.IterVar.DataPar]
+    indices = [region.region[-1].min for region in definition.reads if region.region]
+    return not spatial or not any(_reads(index, spatial[-1]) for index in indices)
+
+
+def _reads(expression: Any, variable: Any) -> bool:
+    found: list[bool] = []
+
+    def note(other: Any) -> Any:
+        found.append(other.same_as(variable))
+        return other
+
+    tvm_ffi.structural_map(expression, (tirx.Var, note), order="post")
+    return any(found)
+
+
+def _parallelize(sch: s_tir.Schedule, spatial: list[Any], rest: list[Any]) -> None:
+    """Run the outermost of the spatial loops in parallel, where the work is worth it."""
+    if math.prod(_extents(sch, [*spatial, *rest])) < PARALLEL_WORK:
+        return
+    outer: list[Any] = []
+    for loop in spatial:
+        if math.prod(_extents(sch, outer)) >= PARALLEL_TASKS:
+            break
+        outer.append(loop)
+    if outer:
+        sch.parallel(sch.fuse(*outer))
