@@ -32,6 +32,21 @@ def set_constant(node: ir.Node, index: int, array: npt.NDArray[np.generic], base
         remove_unused_constant(old)
 
 
+def constant_instead(graph: ir.Graph, value: ir.Value, array: npt.NDArray[np.generic]) -> ir.Value:
+    """Let an initializer of `graph` stand for `value`, and take its name: the caller then removes the node behind it.
+
+    `value` is the output of a node, but not of the graph.
+    """
+    name, value.name = value.name, None
+    initializer = ir.Value(
+        name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape)
+    )
+    initializer.const_value = ir.Tensor(array, name=name)
+    graph.register_initializer(initializer)
+    value.replace_all_uses_with(initializer)
+    return initializer
+
+
 def _shared(value: ir.Value) -> bool:
     return len(value.uses()) > 1 or value.is_graph_output() or value.is_graph_input()
 
@@ -45,3 +60,8 @@ def remove_unused_constant(value: ir.Value) -> None:
         value.graph.initializers.pop(value.name)
     elif producer is not None and producer.op_type == "Constant":
         remove_if_unused(producer)
+
+
+def layer_name(node: ir.Node) -> str:
+    """What the report calls `node`: its name, or its operator and what it makes."""
+    return node.name or f"{node.op_type} of '{next((output.name for output in node.outputs if output.name), '')}'"

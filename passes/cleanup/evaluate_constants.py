@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from graphopt.analysis.execution import Session
 from graphopt.errors import GraphoptError
-from graphopt.passes.cleanup.constants import remove_unused_constant
-from graphopt.passes.cleanup.rewiring import add_initializer, is_standard, remove_if_unused, replace, static_shape
+from graphopt.passes.cleanup.constants import constant_instead, layer_name, remove_unused_constant
+from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace, static_shape
 from graphopt.pipeline.base import Declined
 
 Array = npt.NDArray[np.generic]
@@ -51,7 +51,7 @@ def _foldable(graph: ir.Graph, max_bytes: int, declined: list[Declined]) -> list
             continue
         reason = _reason_to_keep(node, inputs, known, max_bytes)
         if reason:
-            declined.append(Declined(node.name or "", reason))
+            declined.append(Declined(layer_name(node), reason))
             continue
         nodes.append(node)
         known.update(node.outputs)
@@ -94,13 +94,14 @@ def _bytes(value: ir.Value) -> int:
 
 
 def _used_elsewhere(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    """All used outputs of the nodes that others than `nodes`, or the graph's outputs, need something of."""
     inside = set(nodes)
-    return [
-        output
-        for node in nodes
-        for output in node.outputs
-        if output.is_graph_output() or any(user not in inside for user in output.consumers())
-    ]
+    wanted = list[ir.Value]()
+    for node in nodes:
+        outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
+        if any(output.is_graph_output() or not inside.issuperset(output.consumers()) for output in outputs):
+            wanted.extend(outputs)
+    return wanted
 
 
 def _compute(
@@ -122,7 +123,7 @@ def _compute(
             arrays.update(_run(model, [node], [output for output in node.outputs if output.name], arrays))
         except GraphoptError as error:
             failed.update(node.outputs)
-            declined.append(Declined(node.name or "", f"ONNX Runtime cannot compute it: {error.what}"))
+            declined.append(Declined(layer_name(node), f"ONNX Runtime cannot compute it: {error.what}"))
     return {value: arrays[value] for value in wanted if value in arrays}
 
 
@@ -135,10 +136,10 @@ def _run(
     for value in dict.fromkeys(value for node in nodes for value in node.inputs if value is not None):
         tensor = ir.Tensor(known[value], name=value.name) if value in known else ir.convenience.get_const_tensor(value)
         if tensor is not None:
-            copies[value] = ir.Value(
-                name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-            )
-            initializers.append(copies[value])
+            shape = ir.Shape(tensor.shape.numpy())
+            twin = ir.Value(name=value.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+            copies[value] = twin
+            initializers.append(twin)
     program = list[ir.Node]()
     for node in nodes:
         copy = ir.Node(
@@ -170,25 +171,29 @@ def _typed(array: Array, value: ir.Value) -> Array:
 
 
 def _substitute(
-    graph: ir.Graph, nodes: Sequence[ir.Node], arrays: Mapping[ir.Value, Array], max_bytes: int, declined: list[Declined]
+    graph: ir.Graph,
+    nodes: Sequence[ir.Node],
+    arrays: Mapping[ir.Value, Array],
+    max_bytes: int,
+    declined: list[Declined],
 ) -> int:
     """Let the constants `arrays` take the place of the values, and remove the nodes that nothing needs any more."""
-    for value, array in arrays.items():
-        producer = value.producer()
-        if producer is None:
+    for node in nodes:
+        outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
+        if not outputs or not all(output in arrays for output in outputs):
             continue
-        if not _bytes(value) and array.nbytes > max_bytes:
-            declined.append(
-                Declined(producer.name or "", f"its result has {array.nbytes} bytes, more than max_bytes={max_bytes}")
-            )
-        elif value.is_graph_output():
-            # an initializer cannot take the name of an output, a Constant node can
-            node = ir.node("Constant", [], {"value": ir.Tensor(array, name=value.name)}, name=producer.name)
-            node.outputs[0].name = value.name
-            graph.insert_after(producer, node)
-            replace(value, node.outputs[0])
-        else:
-            replace(value, add_initializer(graph, f"{value.name}", array))
+        size = sum(arrays[output].nbytes for output in outputs)
+        if size > max_bytes and not all(_bytes(output) for output in outputs):
+            declined.append(Declined(layer_name(node), f"its result has {size} bytes, more than max_bytes={max_bytes}"))
+            continue
+        for output in outputs:
+            if output.is_graph_output():
+                # an initializer cannot take the name of an output, a Constant node can
+                constant = ir.node("Constant", [], {"value": ir.Tensor(arrays[output], name=output.name)})
+                graph.insert_after(node, constant)
+                replace(output, constant.outputs[0])
+            else:
+                constant_instead(graph, output, arrays[output])
     removed = 0
     for node in reversed(nodes):
         inputs = [value for value in node.inputs if value is not None]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import AffineAt, fold_into_consumers, fold_into_producer
 from graphopt.passes.cleanup.rewiring import constant, is_standard
@@ -39,7 +40,7 @@ class FoldAffine(Pass):
                 continue
             reason = _fold(node, *operands)
             if reason:
-                declined.append(Declined(node.name or "", reason))
+                declined.append(Declined(layer_name(node), reason))
             else:
                 folded += 1
         return PassResult(changed=folded > 0, statistics={"folded": folded}, declined=tuple(declined))

@@ -1,7 +1,7 @@
 """Fold batch normalization into the linear operator before or after it.
 
-y = γ (x − μ)/σ + β = (γ/σ)·x + (β − γμ/σ),  σ = √(v + ε): for each channel a scale and a shift, which `linear` folds into
-the weights of the Conv, ConvTranspose, Gemm or MatMul that makes x, or else into those of all that read y.
+y = γ (x − μ)/σ + β = (γ/σ)·x + (β − γμ/σ),  σ = √(v + ε): for each channel a scale and a shift, which `linear` folds
+into the weights of the Conv, ConvTranspose, Gemm or MatMul that makes x, or else into those of all that read y.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import fold_into_consumers, fold_into_producer
 from graphopt.passes.cleanup.rewiring import constant, is_standard, opset_of
@@ -35,7 +36,7 @@ class FoldBatchNorm(Pass):
             affine = affine_of(node, opset_of(model))
             reason = affine if isinstance(affine, str) else _fold(node, affine)
             if reason:
-                declined.append(Declined(node.name or "", reason))
+                declined.append(Declined(layer_name(node), reason))
             else:
                 folded += 1
         return PassResult(changed=folded > 0, statistics={"folded": folded}, declined=tuple(declined))

@@ -23,7 +23,7 @@ from graphopt.ir import refresh_shapes
 from graphopt.passes.cleanup.evaluate_constants import evaluate_constants
 from graphopt.passes.cleanup.fold_shapes import fold_shapes
 from graphopt.passes.cleanup.inline_branches import inline_branches
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,22 @@ class FoldConstants(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Fold in the main graph and its subgraphs until nothing changes."""
-        statistics = {"constants-lifted": 0, "branches-inlined": 0, "shapes-folded": 0, "nodes-folded": 0}
+        totals = dict.fromkeys(("constants-lifted", "branches-inlined", "shapes-folded", "nodes-folded"), 0)
         while True:
-            lifted = _lift_constants(model)
-            inlined = inline_branches(model)
-            shapes = fold_shapes(model)
-            folded, declined = evaluate_constants(model, self.max_bytes)
-            counts = (lifted, inlined, shapes, folded)
-            statistics = {key: old + new for (key, old), new in zip(statistics.items(), counts, strict=True)}
-            if not any((inlined, shapes, folded)):
-                break
+            counts, declined = self._step(model)
+            if not any(counts):
+                return PassResult(changed=any(totals.values()), statistics=totals, declined=declined)
+            while any(counts):
+                totals = {key: total + count for (key, total), count in zip(totals.items(), counts, strict=True)}
+                counts, declined = self._step(model)
             refresh_shapes(model)
-        return PassResult(changed=any(statistics.values()), statistics=statistics, declined=declined)
+
+    def _step(self, model: ir.Model) -> tuple[tuple[int, int, int, int], tuple[Declined, ...]]:
+        lifted = _lift_constants(model)
+        inlined = inline_branches(model)
+        shapes = fold_shapes(model)
+        folded, declined = evaluate_constants(model, self.max_bytes)
+        return (lifted, inlined, shapes, folded), declined
 
 
 def _lift_constants(model: ir.Model) -> int:

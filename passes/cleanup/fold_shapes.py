@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.constants import remove_unused_constant
+from graphopt.passes.cleanup.constants import constant_instead, remove_unused_constant
+from graphopt.passes.cleanup.infer_node import infer_node
 from graphopt.passes.cleanup.rewiring import (
     add_initializer,
     axes_of,
@@ -24,7 +25,6 @@ from graphopt.passes.cleanup.rewiring import (
     integers,
     is_standard,
     remove_if_unused,
-    replace,
 )
 
 # Longer integer tensors are data, not shapes.
@@ -53,11 +53,11 @@ def fold_shapes(model: ir.Model) -> int:
     known = dict[ir.Value, Entries]()
     count = 0
     for node in list(model.graph.all_nodes()):
-        if node.graph is None or len(node.outputs) != 1 or not is_standard(node):
+        if node.graph is None or not is_standard(node):
             continue
         if is_standard(node, "Reshape"):
-            count += _fold_target(model, node, known)
-            continue
+            count += _fold_target(node, known)
+        infer_node(model, node)
         entries = _entries_of(model, node, known)
         if entries is None:
             continue
@@ -100,9 +100,9 @@ def _substitute(node: ir.Node, array: Any) -> ir.Value:
     graph = node.graph
     if not isinstance(graph, ir.Graph):
         raise TypeError(f"{node.op_type} '{node.name}' is not in a graph")
-    initializer = add_initializer(graph, f"{node.outputs[0].name}", array)
-    replace(node.outputs[0], initializer)
-    _remove_unused(node.outputs[0])
+    output = node.outputs[0]
+    initializer = constant_instead(graph, output, array)
+    _remove_unused(output)
     return initializer
 
 
@@ -190,7 +190,7 @@ def _cast(model: ir.Model, node: ir.Node, operands: Operands) -> Entries | None:
     return operands[0] if integer else None
 
 
-def _arithmetic(function: Callable[[int, int], int]) -> Callable[[ir.Model, ir.Node, Operands], Entries | None]:
+def _arithmetic(function: Callable[[int, int], int | None]) -> Callable[[ir.Model, ir.Node, Operands], Entries | None]:
     def entry(one: Entry, other: Entry) -> Entry:
         result = function(one, other) if isinstance(one, int) and isinstance(other, int) else None
         return None if result is None or abs(result) > _LARGEST else result
@@ -220,16 +220,17 @@ _RULES: dict[str, Callable[[ir.Model, ir.Node, Operands], Entries | None]] = {
     "Add": _arithmetic(lambda a, b: a + b),
     "Sub": _arithmetic(lambda a, b: a - b),
     "Mul": _arithmetic(lambda a, b: a * b),
+    "Div": _arithmetic(lambda a, b: abs(a) // abs(b) * (1 if a * b > 0 else -1) if b else None),
 }
 
 
-def _fold_target(model: ir.Model, node: ir.Node, known: Mapping[ir.Value, Entries]) -> bool:
+def _fold_target(node: ir.Node, known: Mapping[ir.Value, Entries]) -> bool:
     """Make the target of a Reshape constant if its entries allow it."""
-    if len(node.inputs) < 2 or node.inputs[1] not in known:
+    old = node.inputs[1] if len(node.inputs) > 1 else None
+    if old is None or old not in known:
         return False
-    old = node.inputs[1]
     target = _written_target(known[old], _dimensions(node.inputs[0]), node)
-    if target is None or node.graph is None or old is None or not isinstance(node.graph, ir.Graph):
+    if target is None or not isinstance(node.graph, ir.Graph):
         return False
     node.replace_input_with(1, add_initializer(node.graph, f"{old.name}", np.array(target, dtype=np.int64)))
     _remove_unused(old)

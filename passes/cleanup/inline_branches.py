@@ -53,8 +53,9 @@ def _inline(model: ir.Model, node: ir.Node) -> None:
             identity = ir.node("Identity", [result], name=f"{node.name}_{output.name}")
             identity.outputs[0].name = _fresh("v", names)
             graph.insert_before(node, identity)
-            result = identity.outputs[0]
-        replace(output, result)
+            replace(output, identity.outputs[0])
+        else:
+            replace(output, result)
     graph.remove(node, safe=True)
     remove_unused_constant(condition)
 

@@ -69,7 +69,7 @@ def channels_out(node: ir.Node) -> int | None:
     weight = constant(node.inputs[1])
     if weight is None:
         return None
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0)):
+    if node.op_type == "Conv" or _is_transposed(node):
         return int(weight.shape[0])
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1] * node.attributes.get_int("group", 1))
@@ -83,7 +83,7 @@ def channels_in(node: ir.Node) -> int | None:
         return None
     if node.op_type == "Conv":
         return int(weight.shape[1] * node.attributes.get_int("group", 1))
-    if node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+    if node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not _is_transposed(node)):
         return int(weight.shape[0])
     return int(weight.shape[-1] if node.op_type == "Gemm" else weight.shape[-2])
 
@@ -162,7 +162,7 @@ def _weight(node: ir.Node) -> Array | str:
     return weight.astype(np.float64)
 
 
-def _bias(node: ir.Node) -> Array | None | str:
+def _bias(node: ir.Node) -> Array | str | None:
     """The bias in float64, None if there is none, or the reason why it cannot be changed."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constant(value)
@@ -171,6 +171,11 @@ def _bias(node: ir.Node) -> Array | None | str:
     if node.op_type == "Gemm" and bias.ndim == 2 and bias.shape[0] > 1 and bias.shape[1] == 1:
         return f"the bias of Gemm '{node.name}' differs by row and would grow to a matrix"
     return bias.astype(np.float64)
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    """Whether the weight is that of a Gemm and has the output channels first."""
+    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
 
 
 def _gemm_factors(node: ir.Node) -> tuple[float, float]:
@@ -200,7 +205,7 @@ def _by_output(node: ir.Node, weight: Array, channel: Array) -> Array:
         group = node.attributes.get_int("group", 1)
         rows = channel.reshape(group, -1).repeat(weight.shape[0] // group, axis=0)
         return np.asarray(rows.reshape(*rows.shape, *ones))
-    if node.op_type == "Conv" or node.attributes.get_int("transB", 0):
+    if node.op_type == "Conv" or _is_transposed(node):
         return channel.reshape(-1, 1, *ones)
     return channel  # the last axis, or a BatchNormalization's only one
 
@@ -214,12 +219,12 @@ def _by_input(node: ir.Node, weight: Array, channel: Array) -> Array:
         return np.asarray(rows.reshape(*rows.shape, *ones))
     if node.op_type == "ConvTranspose":
         return channel.reshape(-1, 1, *ones)
-    return channel if node.attributes.get_int("transB", 0) else channel.reshape(-1, 1)
+    return channel if _is_transposed(node) else channel.reshape(-1, 1)
 
 
 def _sum_over_inputs(node: ir.Node, weight: Array) -> Array:
     """One number an output channel: the sum over all else (Conv, Gemm, or MatMul of two matrices)."""
-    if node.op_type == "Conv" or node.attributes.get_int("transB", 0):
+    if node.op_type == "Conv" or _is_transposed(node):
         return np.asarray(weight.reshape(weight.shape[0], -1).sum(axis=1))
     return np.asarray(weight.sum(axis=0))
 

@@ -10,7 +10,7 @@ from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.linear import LINEAR, Affine, Fold, fold_after, fold_before
 from graphopt.passes.cleanup.rewiring import constant, is_standard, replace
 
-# From a value's rank and the axis of its channels to what is applied there, or to the reason why that is not by channel.
+# From a value's rank and the axis of its channels to what is applied there, or why that is not by channel.
 AffineAt = Callable[[int, int], Affine | str]
 
 

@@ -20,7 +20,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, Outcome], None]:
 
     def compare(case: str, outcome: Outcome) -> None:
         path = GOLDEN / outcome.name / f"{case}.txt"
-        text = f"# before\n{graph_ir.to_text(outcome.before)}\n# after {outcome.name}\n{graph_ir.to_text(outcome.after)}\n"
+        before, after = graph_ir.to_text(outcome.before), graph_ir.to_text(outcome.after)
+        text = f"# before\n{before}\n# after {outcome.name}\n{after}\n"
         if update:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

@@ -94,7 +94,7 @@ def check(
     after = graph_ir.clone(model)
     result = run(pass_, after, context)
     differs = graph_ir.to_text(after) != graph_ir.to_text(model)
-    assert result.changed == differs, f"changed={result.changed}, but the text form {'differs' if differs else 'is the same'}"
+    assert result.changed == differs, f"changed={result.changed}, but the text form is the same: {not differs}"
     if changes is not None:
         assert result.changed == changes, f"changed={result.changed}, declined: {result.declined}"
 
