@@ -16,11 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from graphopt.analysis.samples import Samples as Samples
     from graphopt.analysis.samples import load_samples as load_samples
-    from graphopt.api import CompareResult as CompareResult
-    from graphopt.api import InspectResult as InspectResult
     from graphopt.api import OptimizeResult as OptimizeResult
-    from graphopt.api import compare as compare
-    from graphopt.api import inspect as inspect
+    from graphopt.api import PassInfo as PassInfo
     from graphopt.api import list_passes as list_passes
     from graphopt.api import list_targets as list_targets
     from graphopt.api import optimize as optimize
@@ -28,12 +25,17 @@ if TYPE_CHECKING:
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import InternalError as InternalError
     from graphopt.errors import ModelError as ModelError
+    from graphopt.errors import ModelWarning as ModelWarning
     from graphopt.errors import PassError as PassError
     from graphopt.errors import ShapeError as ShapeError
     from graphopt.errors import ToleranceError as ToleranceError
     from graphopt.errors import UnsupportedError as UnsupportedError
     from graphopt.errors import UsageError as UsageError
     from graphopt.errors import VerifyError as VerifyError
+    from graphopt.inspection import CompareResult as CompareResult
+    from graphopt.inspection import InspectResult as InspectResult
+    from graphopt.inspection import compare as compare
+    from graphopt.inspection import inspect as inspect
     from graphopt.ir import load as load
     from graphopt.ir import save as save
     from graphopt.pipeline.base import Declined as Declined
@@ -47,16 +49,7 @@ if TYPE_CHECKING:
 # Where each public name is defined.
 _HOMES = {
     "graphopt.analysis.samples": ("Samples", "load_samples"),
-    "graphopt.api": (
-        "CompareResult",
-        "InspectResult",
-        "OptimizeResult",
-        "compare",
-        "inspect",
-        "list_passes",
-        "list_targets",
-        "optimize",
-    ),
+    "graphopt.api": ("OptimizeResult", "PassInfo", "list_passes", "list_targets", "optimize"),
     "graphopt.errors": (
         "DataError",
         "GraphoptError",
@@ -70,6 +63,7 @@ _HOMES = {
         "UsageError",
         "VerifyError",
     ),
+    "graphopt.inspection": ("CompareResult", "InspectResult", "compare", "inspect"),
     "graphopt.ir": ("load", "save"),
     "graphopt.pipeline.base": ("Declined", "Pass", "PassContext", "PassResult", "option"),
     "graphopt.pipeline.recipe": ("Recipe", "load_recipe"),

@@ -35,7 +35,7 @@ class Weight:
 class LayerCost:
     """The cost of one node. None stands for a number that is not known; `notes` say why."""
 
-    name: str  # nodes of subgraphs carry their way: 'if_node/then_branch/conv'
+    name: str  # of the node, OP_INDEX if it has none; nodes of subgraphs carry their way: 'if_node/then_branch/conv'
     op: str  # the operator, behind its domain unless that is the standard one: 'com.microsoft::FusedConv'
     inputs: tuple[Shape | None, ...]  # an absent optional input is ()
     outputs: tuple[Shape | None, ...]
@@ -101,15 +101,14 @@ class _Walk:
     def graph(self, graph: ir.Graph, scope: str, times: int) -> Iterator[LayerCost]:
         for value in graph.initializers.values():
             self._constant[value] = (Weight(scope + (value.name or ""), *_size(value)),)
-        for node in graph:
+        for index, node in enumerate(graph):
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                 value = node.outputs[0]
                 self._constant[value] = (Weight(scope + (value.name or ""), *_size(value)),)
             else:
-                yield from self._node(node, scope, times)
+                yield from self._node(node, scope + (node.name or f"{node.op_type}_{index}"), times)
 
-    def _node(self, node: ir.Node, scope: str, times: int) -> Iterator[LayerCost]:
-        name = scope + (node.name or node.outputs[0].name or node.op_type)
+    def _node(self, node: ir.Node, name: str, times: int) -> Iterator[LayerCost]:
         weights = self._weights(node)
         bodies = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
         count: int | None = 0

@@ -77,6 +77,7 @@ def run_passes(
     tolerance: float | None = None,
     exact_tolerance: float = EXACT_TOLERANCE,
     dump_ir: Path | None = None,
+    compare: bool = True,
 ) -> list[PassRecord]:
     """Rewrite `model` in place by each pass in turn. After an error its state is undefined.
 
@@ -88,6 +89,7 @@ def run_passes(
             None measures only.
         exact_tolerance: the same for exact passes, against the outputs before them; `pipeline.outputs` gives reasons.
         dump_ir: folder for the graph before the first pass and after each pass that changes it, as .onnx and .txt.
+        compare: whether outputs are compared; a dry run does without.
 
     Raises:
         PassError: a pass raised, broke the graph or its interface, was wrong about `changed`, or is exact and
@@ -98,7 +100,7 @@ def run_passes(
     refresh_shapes(model)
     verify(model)
     interface = Interface.of(model)
-    watch = OutputWatch(model, context.calibration, context.seed)
+    watch = OutputWatch(model, context.calibration, context.seed) if compare else None
     size = _Size.of(model)
     if dump_ir is not None:
         _dump(model, dump_ir, "00-original")
@@ -155,8 +157,10 @@ def _check(spec: str, model: ir.Model, result: PassResult, snapshot: Snapshot, i
 
 
 def _compare(
-    item: Pass, spec: str, model: ir.Model, result: PassResult, watch: OutputWatch, tolerance: float | None
+    item: Pass, spec: str, model: ir.Model, result: PassResult, watch: OutputWatch | None, tolerance: float | None
 ) -> Verdict:
+    if watch is None:
+        return Verdict(skipped="the run was told not to compare")
     if not result.changed:
         return Verdict(skipped=watch.skipped or "the pass changed nothing")
     verdict = watch.judge(model, exact=item.exact, tolerance=tolerance)

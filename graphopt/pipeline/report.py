@@ -24,6 +24,7 @@ from graphopt.analysis.cost import LayerCost, layer_costs, total
 from graphopt.ir import fingerprint
 
 if TYPE_CHECKING:
+    from graphopt.analysis.accuracy import AccuracyDrop
     from graphopt.analysis.comparison import OutputComparison
     from graphopt.pipeline.manager import PassRecord
     from graphopt.targets.base import Library, TargetDescription, TensorSpec
@@ -41,12 +42,12 @@ class Snapshot:
     """What the report says about a model at one moment, taken before a pass edits it further."""
 
     model: dict[str, Any]
-    totals: dict[str, int]
+    totals: dict[str, int | None]
     layers: tuple[LayerCost, ...]
 
     @classmethod
-    def of(cls, model: ir.Model, *, name: str, file_bytes: int) -> Snapshot:
-        """Describe `model`; `name` is what it is called, `file_bytes` the size of its ONNX file with external data."""
+    def of(cls, model: ir.Model, *, name: str, file_bytes: int | None) -> Snapshot:
+        """Describe `model`, which is called `name`; its file, if any, has `file_bytes` with external data."""
         costs = layer_costs(model)
         sums = dataclasses.asdict(total(costs))
         nodes = sum(node.op_type != "Constant" for node in model.graph.all_nodes())
@@ -71,6 +72,7 @@ def build_report(
     after: Snapshot | None = None,
     passes: Sequence[PassRecord] = (),
     comparison: Sequence[OutputComparison] = (),
+    accuracy: AccuracyDrop | None = None,
     target: TargetDescription | None = None,
     recipe: Mapping[str, Any] | None = None,
     library: Library | None = None,
@@ -85,6 +87,7 @@ def build_report(
         after: the optimized model; None if there is none (`inspect`).
         passes: what each pass did, in order; for `inspect`, what each would do on its own.
         comparison: outputs of the optimized model against the original's.
+        accuracy: what was lost on calibration data, where it was measured.
         recipe: the resolved recipe as TOML tables.
         library_name: NAME of libNAME.so.
     """
@@ -98,6 +101,7 @@ def build_report(
         "recipe": None if recipe is None else _plain(recipe),
         "totals": {"before": before.totals, "after": None if after is None else after.totals},
         "comparison": [_plain(dataclasses.asdict(output)) for output in comparison],
+        "accuracy": None if accuracy is None else {**dataclasses.asdict(accuracy), "drop": accuracy.drop},
         "passes": [_pass(record) for record in passes],
         "layers": _layers(final.layers, passes if after is not None else (), library),
         "library": None if library is None else _library(library, library_name),
@@ -150,9 +154,14 @@ def _pass(record: PassRecord) -> dict[str, Any]:
         "exact": record.exact,
         "changed": record.changed,
         "nodes": {"before": record.nodes_before, "after": record.nodes_after},
+        "params": {"before": record.params_before, "after": record.params_after},
+        "macs": {"before": record.macs_before, "after": record.macs_after},
         "statistics": _plain(record.statistics),
         "declined": [dataclasses.asdict(declined) for declined in record.declined],
         "comparison": [_plain(dataclasses.asdict(output)) for output in record.comparison],
+        "comparison_skipped": record.comparison_skipped,
+        "samples": record.samples,
+        "tolerance": _plain(record.tolerance),
     }
 
 
@@ -193,9 +202,7 @@ def _library(library: Library, name: str) -> dict[str, Any]:
         "workspace_bytes": library.workspace_bytes,
         "inputs": [_tensor(spec) for spec in library.inputs],
         "outputs": [_tensor(spec) for spec in library.outputs],
-        "calls": [
-            {"name": call["name"], "kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers
-        ],
+        "calls": [{"kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers],
     }
 
 

@@ -86,8 +86,10 @@ def share(value: float | None, whole: float) -> str:
     return f"{100 * (value or 0) / whole:.1f}%" if whole else "0%"
 
 
-def change(before: float, after: float) -> str:
-    """The relative change in words: −12.3 %, unchanged, new."""
+def change(before: float | None, after: float | None) -> str:
+    """The relative change in words: −12.3 %, unchanged, new; '–' where a number is not known."""
+    if before is None or after is None:
+        return "–"
     if before == after:
         return "unchanged"
     if not before:

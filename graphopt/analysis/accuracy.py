@@ -1,0 +1,88 @@
+"""What rewriting a classifier cost: top-1 accuracy on labelled samples, or agreement with the original without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.execution import Session
+from graphopt.analysis.samples import Samples
+from graphopt.errors import DataError
+
+
+@dataclass(frozen=True)
+class AccuracyDrop:
+    """Top-1 before and after, as fractions of `samples`; `measure` is "accuracy", or "agreement" with the original."""
+
+    measure: str
+    output: str
+    before: float  # 1.0 for agreement
+    after: float
+    samples: int
+
+    @property
+    def drop(self) -> float:
+        """What was lost; negative if the rewritten model is better."""
+        return self.before - self.after
+
+
+def load_labels(path: str | Path) -> np.ndarray[Any, Any]:
+    """Class indices from an .npy file: integers, one a sample. Raises DataError."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"labels {path} cannot be read: {error}", advice="write them with numpy.save") from error
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        found = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, np.ndarray) else "several arrays"
+        raise DataError(f"labels {path} hold {found}, expected one axis of class indices as integers")
+    return labels
+
+
+def measure_drop(
+    original: ir.Model, rewritten: ir.Model, samples: Samples, labels: np.ndarray[Any, Any] | None = None
+) -> AccuracyDrop:
+    """Run both models on all samples and compare the places of their largest scores.
+
+    The scores are the first output of floats with classes on its last axis and nothing but the batch before it.
+    Raises DataError if there is no such output, or if the labels do not fit.
+    """
+    expected, name = _predictions(original, samples)
+    found, _ = _predictions(rewritten, samples)
+    if labels is None:
+        return AccuracyDrop("agreement", name, 1.0, float(np.mean(expected == found)), len(expected))
+    if len(labels) != len(expected):
+        raise DataError(f"there are {len(labels)} labels for {len(expected)} samples, expected one for each")
+    return AccuracyDrop(
+        "accuracy", name, float(np.mean(expected == labels)), float(np.mean(found == labels)), len(labels)
+    )
+
+
+def _predictions(model: ir.Model, samples: Samples) -> tuple[np.ndarray[Any, Any], str]:
+    """The class that the model gives each sample, and the output that says so."""
+    classes: list[np.ndarray[Any, Any]] = []
+    name = ""
+    with Session(model) as session:
+        for feeds in samples:
+            outputs = session.run(feeds)
+            name = name or next((key for key, array in outputs.items() if _is_scores(array)), "")
+            if not name:
+                raise DataError(
+                    "accuracy cannot be measured: no output looks like class scores (floats, classes on the last axis)",
+                    advice="leave --labels and --max-drop out",
+                )
+            scores = outputs[name]
+            classes.append(scores.reshape(-1, scores.shape[-1]).argmax(axis=-1))
+    return np.concatenate(classes), name
+
+
+def _is_scores(array: np.ndarray[Any, Any]) -> bool:
+    return (
+        array.dtype.kind not in "iubcOUS"
+        and array.ndim >= 1
+        and array.shape[-1] >= 2
+        and all(size == 1 for size in array.shape[1:-1])
+    )

@@ -1,0 +1,294 @@
+"""Optimize a model, and list what there is to do it with: what the command line and user programs call.
+
+onnxruntime and tvm are imported by what runs, not by this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import graphopt.ir as graph_ir
+from graphopt.analysis.accuracy import AccuracyDrop, load_labels, measure_drop
+from graphopt.analysis.samples import Samples, load_samples
+from graphopt.errors import DataError, ToleranceError, UsageError
+from graphopt.output_folder import check_destination, replacing
+from graphopt.pipeline.base import Pass, PassContext, Progress, silent
+from graphopt.pipeline.manager import run_passes
+from graphopt.pipeline.options import Option, options_of
+from graphopt.pipeline.recipe import Recipe, write_recipe
+from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
+from graphopt.pipeline.report import Report, Snapshot, build_report, to_json
+from graphopt.pipeline.report_html import to_html
+from graphopt.pipeline.spec import parse_spec
+from graphopt.resolution import Request, resolve
+from graphopt.source import Source, collected_warnings, file_bytes, title
+from graphopt.targets.base import Library, TargetDescription
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizeResult:
+    """A finished bundle: where it is, what was done, and how long each stage took (seconds; never written to files)."""
+
+    out: Path
+    name: str  # NAME of include/NAME.h and lib/libNAME.so
+    report: Report
+    library: Library
+    timings: Mapping[str, float]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What deserves a look; also in the report."""
+        return tuple(self.report["warnings"])
+
+    def model(self) -> ir.Model:
+        """The optimized model, loaded from the bundle."""
+        return graph_ir.load(self.out / "model.onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class PassInfo:
+    """A registered pass."""
+
+    name: str
+    exact: bool
+    summary: str
+    options: tuple[Option, ...]
+    origin: str
+    default: bool  # part of what `optimize` runs without being asked
+
+
+def optimize(
+    model: Source,
+    target: str | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    passes: Sequence[str | Pass] = (),
+    recipe: str | Path | Recipe | None = None,
+    prune: float | None = None,
+    factorize: float | None = None,
+    quantize: str | None = None,
+    calib: str | os.PathLike[str] | Samples | None = None,
+    labels: str | os.PathLike[str] | np.ndarray[Any, Any] | None = None,
+    max_drop: float | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    plugins: Sequence[str | Path] = (),
+    seed: int | None = None,
+    jobs: int | None = None,
+    dump_ir: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> OptimizeResult:
+    """Optimize a model and compile it to a C library.
+
+    Args:
+        model: a path of an .onnx file, its bytes, or a model that onnx or onnx_ir holds; it is not changed.
+        target: a name that `list_targets` gives; the recipe's, or "arm", by default.
+        out: folder of the bundle; beside the model by default, as MODEL.TARGET. An older bundle is replaced.
+        name: of the library, a C identifier; made from the model's file name by default.
+        passes: run after the clean-up, in order: specs such as "name{key=value}", or passes.
+        recipe: a TOML file (or its content); its passes take the place of the default ones.
+        prune, factorize: fraction of the MACs to remove.
+        quantize: "int8" or another scheme of the target; None or "none" leaves floating point.
+        calib: samples, from an .npz file with an array for each input.
+        labels: class indices of the samples, from an .npy file.
+        max_drop: accuracy (or agreement with the original, without labels) that lossy passes may cost, as a fraction.
+        shapes: static shapes of inputs, by name.
+        plugins: Python files with passes or targets.
+        seed: of all random numbers; 0 by default.
+        jobs: processes or threads to compile with; one a core by default. It does not change the result.
+        dump_ir: folder to write the graph to, before and after each pass.
+        progress: called as progress(done, total, what).
+
+    Raises:
+        UsageError, ModelError, DataError, ToleranceError, InternalError: as their documentation says. After an error,
+        or KeyboardInterrupt, `out` is as it was before.
+    """
+    clock = _Clock()
+    resolved = resolve(
+        Request(
+            target=target,
+            passes=passes,
+            recipe=recipe,
+            prune=prune,
+            factorize=factorize,
+            quantize=quantize,
+            calib=None if calib is None or isinstance(calib, Samples) else os.fspath(calib),
+            labels=None if labels is None or isinstance(labels, np.ndarray) else os.fspath(labels),
+            calib_in_memory=isinstance(calib, Samples),
+            labels_in_memory=isinstance(labels, np.ndarray),
+            max_drop=max_drop,
+            shapes=shapes or {},
+            plugins=plugins,
+            seed=seed,
+        )
+    )
+    description = TARGETS.find(resolved.target)
+    called = title(model)
+    library_name = _library_name(called, name)
+    destination = _destination(model, called, resolved.target, out)
+    check_destination(destination)  # before the work, not after it
+
+    with collected_warnings(model) as notices:
+        progress(0, 0, "load")
+        work = graph_ir.load(model)
+        notices.extend(graph_ir.bind_shapes(work, resolved.shapes))
+        samples = calib if isinstance(calib, Samples) else None
+        if resolved.calib is not None and samples is None:
+            samples = load_samples(resolved.calib, work)
+        classes = labels if isinstance(labels, np.ndarray) else None
+        if resolved.labels is not None and classes is None:
+            classes = load_labels(resolved.labels)
+        before = Snapshot.of(work, name=called, file_bytes=file_bytes(model, work))
+        original = graph_ir.clone(work)
+        clock.lap("load")
+
+        context = PassContext(target=description, calibration=samples, seed=resolved.seed, progress=progress)
+        records = run_passes(work, resolved.passes, context, dump_ir=None if dump_ir is None else Path(dump_ir))
+        clock.lap("passes")
+        accuracy = _accuracy(original, work, samples, classes, resolved, notices)
+        del original
+        clock.lap("accuracy")
+
+        with replacing(destination) as folder:
+            library = _build(work, description, library_name, folder, jobs or _cores(), progress)
+            clock.lap("build")
+            graph_ir.save(work, folder / "model.onnx")
+            size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+            text = write_recipe(resolved)
+            report = build_report(
+                "optimize",
+                before,
+                after=Snapshot.of(work, name=called, file_bytes=size),
+                passes=records,
+                comparison=next((record.comparison for record in reversed(records) if record.comparison), ()),
+                accuracy=accuracy,
+                target=description,
+                recipe=tomllib.loads(text),
+                library=library,
+                library_name=library_name,
+                warnings=dict.fromkeys(notices),
+            )
+            (folder / "recipe.toml").write_text(text, encoding="utf-8")
+            (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+            (folder / "report.html").write_text(to_html(report), encoding="utf-8")
+    clock.lap("write")
+    timings = {**clock.laps, **{f"pass {record.spec}": record.seconds for record in records}}
+    timings |= {f"build {stage}": seconds for stage, seconds in library.timings.items()}
+    moved = dataclasses.replace(
+        library,
+        shared=destination / library.shared.relative_to(folder),
+        static=destination / library.static.relative_to(folder),
+    )
+    return OptimizeResult(destination, library_name, report, moved, timings)
+
+
+def list_passes(plugins: Sequence[str | Path] = ()) -> tuple[PassInfo, ...]:
+    """Every registered pass, by name. Raises UsageError for a plug-in that cannot be loaded."""
+    from graphopt.passes.cleanup import DEFAULT
+
+    for plugin in plugins:
+        load_plugin(plugin)
+    default = {parse_spec(spec).name for spec in DEFAULT}
+    return tuple(
+        PassInfo(
+            item.name, item.exact, _summary(item), options_of(item), PASSES.origin(item.name), item.name in default
+        )
+        for item in PASSES
+    )
+
+
+def list_targets(plugins: Sequence[str | Path] = ()) -> tuple[TargetDescription, ...]:
+    """Every registered target, by name. Raises UsageError for a plug-in that cannot be loaded."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    return tuple(TARGETS)
+
+
+class _Clock:
+    """Seconds of the stages of a run."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._start
+        self._start = now
+
+
+def _build(
+    model: ir.Model, target: TargetDescription, name: str, folder: Path, jobs: int, progress: Progress
+) -> Library:
+    """Fill `folder` with the library, header, example and CMake package."""
+    from graphopt.deploy import write_bundle
+
+    return write_bundle(model, target, name=name, folder=folder, jobs=jobs, progress=progress)
+
+
+def _accuracy(
+    original: ir.Model,
+    rewritten: ir.Model,
+    samples: Samples | None,
+    labels: np.ndarray[Any, Any] | None,
+    recipe: Recipe,
+    notices: list[str],
+) -> AccuracyDrop | None:
+    """What lossy passes cost, held to the recipe's max_drop; None where nothing is lossy or nothing can be measured."""
+    if all(item.exact for item in recipe.passes):
+        if recipe.max_drop is not None:
+            notices.append("--max-drop has no effect: no lossy pass runs")
+        return None
+    if samples is None:
+        notices.append("what the lossy passes cost is not measured: there is no calibration data")
+        return None
+    try:
+        cost = measure_drop(original, rewritten, samples, labels)
+    except DataError as error:
+        if labels is not None or recipe.max_drop is not None:
+            raise
+        notices.append(error.what)
+        return None
+    lost = f"{100 * cost.drop:.2f} points of {cost.measure} on {cost.samples} samples"
+    if recipe.max_drop is not None and cost.drop > recipe.max_drop:
+        raise ToleranceError(
+            f"the lossy passes cost {lost}, allowed were {100 * recipe.max_drop:.2f}",
+            advice="remove less, or allow more with --max-drop",
+        )
+    if recipe.max_drop is None and cost.drop > 0.02:
+        notices.append(f"the lossy passes cost {lost}")
+    return cost
+
+
+def _summary(item: type[Pass]) -> str:
+    return (item.__doc__ or "").strip().partition("\n")[0]
+
+
+def _library_name(called: str, name: str | None) -> str:
+    from graphopt.deploy.header import check_name, identifier
+
+    if name is None:
+        return identifier(called)
+    check_name(name)
+    return name
+
+
+def _destination(model: Source, called: str, target: str, out: str | os.PathLike[str] | None) -> Path:
+    if out is not None:
+        return Path(out).absolute()
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError("a model in memory needs a place for its bundle", advice="give out=FOLDER")
+    return Path(model).absolute().with_name(f"{called}.{target}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

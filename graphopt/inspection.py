@@ -1,0 +1,181 @@
+"""Look at a model, or at two side by side, without making anything of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import graphopt.ir as graph_ir
+from graphopt.analysis.comparison import OutputComparison, compare_runs
+from graphopt.analysis.samples import Samples, load_samples, probe_samples
+from graphopt.errors import GraphoptError, ModelError, ShapeError
+from graphopt.pipeline.base import Pass, PassContext, Progress, silent
+from graphopt.pipeline.manager import PassRecord, run_passes
+from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
+from graphopt.pipeline.report import Report, Snapshot, build_report
+from graphopt.pipeline.spec import format_spec, parse_spec
+from graphopt.source import Source, collected_warnings, file_bytes, title
+
+_PROBES = 4  # inputs made up for a comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectResult:
+    """A model with its shapes bound as far as they are known, and the report on it."""
+
+    model: ir.Model
+    report: Report
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareResult:
+    """Two models side by side.
+
+    same: structure and weights are equal, names of inner values aside.
+    interface: what differs between the interfaces, in one sentence; empty if nothing does.
+    operators: by operator that both do not use equally often, how often each does.
+    outputs: of the second model against the first; empty if they were not compared, and then `skipped` says why.
+    """
+
+    first: Snapshot
+    second: Snapshot
+    same: bool
+    interface: str
+    operators: Mapping[str, tuple[int, int]]
+    outputs: tuple[OutputComparison, ...]
+    skipped: str
+    samples: int
+
+
+def inspect(
+    model: Source,
+    *,
+    target: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    plugins: Sequence[str | Path] = (),
+    passes: Sequence[str | Pass] | None = None,
+    progress: Progress = silent,
+) -> InspectResult:
+    """Look at a model: what its layers cost, and what each pass on its own could do to it.
+
+    Args:
+        model: as for `optimize`.
+        target: what the passes may know of the target.
+        shapes: static shapes of inputs. An unknown batch is taken as 1; sizes that stay unknown leave numbers open.
+        passes: those to try; by default every registered pass with its default options.
+        plugins, progress: as for `optimize`.
+
+    Raises:
+        UsageError, ModelError: as their documentation says. A pass that fails is a warning in the report.
+    """
+    for plugin in plugins:
+        load_plugin(plugin)
+    description = None if target is None else TARGETS.find(target)
+    with collected_warnings(model) as notices:
+        loaded = graph_ir.load(model)
+        try:
+            notices.extend(graph_ir.bind_shapes(loaded, shapes or {}))
+        except ShapeError as error:
+            if shapes:
+                raise
+            notices.append(f"shapes stay open: {error.what}; {error.advice}")
+        before = Snapshot.of(loaded, name=title(model), file_bytes=file_bytes(model, loaded))
+        chosen = _one_of_each() if passes is None else [parse_spec(p) if isinstance(p, str) else p for p in passes]
+        context = PassContext(target=description)
+        records = []
+        for number, item in enumerate(chosen):
+            progress(number, len(chosen), format_spec(item))
+            try:
+                records.append(_dry_run(item, loaded, context))
+            except GraphoptError as error:
+                notices.append(f"{format_spec(item)} cannot be tried: {error.what}")
+        progress(len(chosen), len(chosen), "")
+        report = build_report("inspect", before, passes=records, target=description, warnings=dict.fromkeys(notices))
+    return InspectResult(loaded, report)
+
+
+def compare(
+    first: Source,
+    second: Source,
+    *,
+    inputs: str | os.PathLike[str] | Samples | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> CompareResult:
+    """Compare two models: interface, operators, costs, and outputs on the same inputs.
+
+    Args:
+        first, second: as for `optimize`.
+        inputs: samples, or an .npz file with them; a few are made up from `seed` by default.
+        shapes: static shapes of the inputs of both.
+
+    Raises:
+        ModelError, DataError: a model cannot be loaded or computed, or the inputs do not fit.
+    """
+    with collected_warnings(first, second):
+        models = [graph_ir.load(first), graph_ir.load(second)]
+    prints = [graph_ir.fingerprint(model) for model in models]
+    interface = graph_ir.Interface.of(models[0]).difference(graph_ir.Interface.of(models[1]))
+    for model in models:
+        graph_ir.bind_shapes(model, shapes or {})
+    snapshots = [
+        Snapshot.of(model, name=title(source), file_bytes=file_bytes(source, model))
+        for model, source in zip(models, (first, second), strict=True)
+    ]
+    counts = [Counter(layer.op for layer in snapshot.layers) for snapshot in snapshots]
+    operators = {
+        op: (counts[0][op], counts[1][op]) for op in sorted(counts[0] | counts[1]) if counts[0][op] != counts[1][op]
+    }
+    outputs: tuple[OutputComparison, ...] = ()
+    samples, skipped = 0, ""
+    ports = [[(p.name, p.type, p.shape) for p in graph_ir.Interface.of(model).inputs] for model in models]
+    if ports[0] != ports[1]:
+        skipped = "the inputs differ"
+    else:
+        feeds = _samples(models[0], inputs, seed)
+        try:
+            outputs = compare_runs(*(_outputs(model, feeds) for model in models))
+            samples = len(feeds)
+        except ModelError as error:
+            skipped = f"a model cannot be computed: {error.what}"
+    return CompareResult(
+        first=snapshots[0],
+        second=snapshots[1],
+        same=prints[0] == prints[1],
+        interface=interface,
+        operators=operators,
+        outputs=outputs,
+        skipped=skipped,
+        samples=samples,
+    )
+
+
+def _one_of_each() -> list[Pass]:
+    return [parse_spec(name) for name in PASSES.names()]
+
+
+def _dry_run(item: Pass, model: ir.Model, context: PassContext) -> PassRecord:
+    """What a pass does to a copy of `model`. Outputs are not compared."""
+    copy = graph_ir.clone(model)
+    (record,) = run_passes(copy, [item], context, compare=False)
+    return record
+
+
+def _samples(model: ir.Model, inputs: str | os.PathLike[str] | Samples | None, seed: int) -> Samples:
+    if isinstance(inputs, Samples):
+        return inputs
+    return probe_samples(model, seed, _PROBES) if inputs is None else load_samples(Path(inputs), model)
+
+
+def _outputs(model: ir.Model, samples: Samples) -> list[dict[str, np.ndarray[Any, Any]]]:
+    from graphopt.analysis.execution import Session
+
+    with Session(model) as session:
+        return [session.run(feeds) for feeds in samples]

@@ -1,0 +1,108 @@
+"""From what a user asks for to a recipe that says everything: target, passes in order, data, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graphopt.errors import UsageError
+from graphopt.passes.cleanup import DEFAULT as CLEANUP
+from graphopt.pipeline.base import Pass
+from graphopt.pipeline.recipe import Recipe, load_recipe
+from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
+from graphopt.pipeline.spec import parse_spec
+
+# The short options: the pass that each stands for, and the option of the pass that its value becomes.
+SHORTHANDS: Mapping[str, tuple[str, str]] = {
+    "prune": ("prune-channels", "ratio"),
+    "factorize": ("factorize", "ratio"),
+    "quantize": ("quantize", "scheme"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `optimize` was asked for; None and empty stand for what was not said."""
+
+    target: str | None = None
+    passes: Sequence[str | Pass] = ()
+    recipe: str | Path | Recipe | None = None
+    prune: float | None = None
+    factorize: float | None = None
+    quantize: str | None = None
+    calib: str | None = None  # paths
+    labels: str | None = None
+    calib_in_memory: bool = False  # given as arrays, so that the recipe cannot name them
+    labels_in_memory: bool = False
+    max_drop: float | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    plugins: Sequence[str | Path] = ()
+    seed: int | None = None
+
+
+def resolve(request: Request) -> Recipe:
+    """The recipe that a request comes to; loads its plug-ins.
+
+    Without a recipe the clean-up passes run first. Then come --prune, --factorize and the passes that were given, in
+    order; clean-up again, for what these leave; and --quantize. With a recipe its passes run as they stand, and then
+    those that were given. What was given beside a recipe replaces what the recipe says.
+
+    Raises UsageError for anything misspelt, out of range, or contradictory.
+    """
+    for plugin in request.plugins:
+        load_plugin(plugin)
+    base = request.recipe
+    if base is not None and not isinstance(base, Recipe):
+        base = load_recipe(base)
+    given = [
+        *_shorthand("prune", request.prune),
+        *_shorthand("factorize", request.factorize),
+        *(parse_spec(item) if isinstance(item, str) else item for item in request.passes),
+    ]
+    quantize = _shorthand("quantize", None if request.quantize == "none" else request.quantize)
+    if base is None:
+        cleanup = [parse_spec(spec) for spec in CLEANUP]
+        base = Recipe(target="arm", passes=tuple(cleanup))
+        given += cleanup if given else []
+    resolved = Recipe(
+        target=request.target or base.target,
+        passes=(*base.passes, *given, *quantize),
+        seed=base.seed if request.seed is None else request.seed,
+        max_drop=base.max_drop if request.max_drop is None else request.max_drop,
+        calib=request.calib or base.calib,
+        labels=request.labels or base.labels,
+        plugins=tuple(dict.fromkeys([*base.plugins, *map(str, request.plugins)])),
+        shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},
+    )
+    TARGETS.find(resolved.target)  # a misspelt target ends here, before any work
+    _check_data(resolved, request)
+    return resolved
+
+
+def _shorthand(option: str, value: float | str | None) -> list[Pass]:
+    if not value:  # None, and the fraction 0
+        return []
+    name, key = SHORTHANDS[option]
+    if isinstance(value, float | int) and not 0 <= value < 1:
+        raise UsageError(f"--{option} is {value}, expected a fraction from 0 to less than 1")
+    if name not in PASSES.names():
+        raise UsageError(
+            f"--{option} needs the pass '{name}', and no pass of this name is registered",
+            advice="`graphopt passes` lists what there is; --plugin FILE.py adds to it",
+        )
+    return [parse_spec(f"{name}{{{key}={value}}}")]
+
+
+def _check_data(recipe: Recipe, request: Request) -> None:
+    if recipe.calib is not None or request.calib_in_memory:
+        return
+    lossy = any(not item.exact for item in recipe.passes)
+    for option, given in (
+        ("labels", recipe.labels is not None or request.labels_in_memory),
+        ("max-drop", recipe.max_drop is not None and lossy),
+    ):
+        if given:
+            raise UsageError(
+                f"--{option} is about the samples of --calib, and there are none", advice="add --calib DATA.npz"
+            )
