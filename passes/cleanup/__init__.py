@@ -22,6 +22,7 @@ PASSES: tuple[str, ...] = (
     "graphopt.passes.cleanup.merge_reshapes:MergeReshapes",
     "graphopt.passes.cleanup.merge_slices:MergeSlices",
     "graphopt.passes.cleanup.merge_transposes:MergeTransposes",
+    "graphopt.passes.cleanup.move_transposes:MoveTransposes",
 )
 
 DEFAULT: tuple[str, ...] = (

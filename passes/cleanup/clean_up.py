@@ -18,12 +18,15 @@ from graphopt.ir import fingerprint, refresh_shapes
 from graphopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphopt.passes.cleanup.eliminate_dead_code import EliminateDeadCode
 from graphopt.passes.cleanup.eliminate_identity import EliminateIdentity
+from graphopt.passes.cleanup.fold_affine import FoldAffine
+from graphopt.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constants import FoldConstants
 from graphopt.passes.cleanup.merge_casts import MergeCasts
 from graphopt.passes.cleanup.merge_concats import MergeConcats
 from graphopt.passes.cleanup.merge_reshapes import MergeReshapes
 from graphopt.passes.cleanup.merge_slices import MergeSlices
 from graphopt.passes.cleanup.merge_transposes import MergeTransposes
+from graphopt.passes.cleanup.move_transposes import MoveTransposes
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 # What shrinks the graph for the others comes first; what compares nodes comes after what makes them alike.
@@ -34,9 +37,12 @@ ROUND: tuple[Pass, ...] = (
     MergeCasts(),
     MergeReshapes(),
     MergeTransposes(),
+    MoveTransposes(),
     MergeSlices(),
     MergeConcats(),
     EliminateCommonSubexpressions(),
+    FoldBatchNorm(),
+    FoldAffine(),
     EliminateDeadCode(),
 )
 

@@ -42,7 +42,7 @@ class EliminateDeadCode(Pass):
         initializers = sum(_drop_initializers(graph) for body in bodies for graph in (body, *body.subgraphs()))
         functions = len(model.functions)
         imports = sum(len(body.opset_imports) for body in bodies)
-        RemoveUnusedFunctionsPass()(model)
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         functions -= len(model.functions)
         RemoveUnusedOpsetsPass()(model)
         imports -= sum(len(body.opset_imports) for body in bodies)

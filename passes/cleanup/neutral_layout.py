@@ -117,7 +117,8 @@ def scatter_elements_everything(node: ir.Node) -> ir.Value | None:
 
 def _from_start(indices: Array, size: int | tuple[int, ...]) -> Array:
     """Indices with those that count from the end made to count from the start."""
-    return np.where(indices < 0, indices + np.asarray(size), indices)
+    numbers = indices.astype(np.int64)
+    return np.where(numbers < 0, numbers + np.asarray(size), numbers)
 
 
 def resize_to_same(node: ir.Node) -> ir.Value | str | None:

@@ -117,8 +117,8 @@ def integers(node: ir.Node, name: str, index: int) -> tuple[int, ...] | None:
     return None if array is None else tuple(int(number) for number in array.reshape(-1))
 
 
-def add_initializer(graph: ir.Graph, base: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    """A new initializer of `graph` that holds `array`, with a name made from `base` that no other value has.
+def fresh_name(graph: ir.Graph, base: str) -> str:
+    """A name made from `base` that no other value has.
 
     A graph does not know the graphs around it, whose names it must not use either. So a `base` from elsewhere is
     first joined with the name of this graph's first output, which only this graph can make names from.
@@ -133,6 +133,12 @@ def add_initializer(graph: ir.Graph, base: str, array: npt.NDArray[np.generic]) 
     number = 1
     while (name := f"{base}:{number}") in own:
         number += 1
+    return name
+
+
+def add_initializer(graph: ir.Graph, base: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    """A new initializer of `graph` that holds `array`, with a name made from `base` that no other value has."""
+    name = fresh_name(graph, base)
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape))
     value.const_value = ir.Tensor(array, name=name)
     graph.register_initializer(value)
