@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import jinja2
 import onnx_ir as ir
 
+import graphopt
 from graphopt.errors import UnsupportedError, UsageError
 from graphopt.targets.base import TensorSpec
 
@@ -54,14 +54,6 @@ def environment(package: str = "graphopt.deploy") -> jinja2.Environment:
     )
     made.filters.update(comment=in_comment, shape=shape_text, bytes=tensor_bytes)
     return made
-
-
-def version() -> str:
-    """Version of graphopt, as the bundle states it; "0" in a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("graphopt")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
 
 
 def identifier(stem: str) -> str:
@@ -116,7 +108,7 @@ def interface_fields(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[
     return {
         "name": name,
         "macro": name.upper(),
-        "version": version(),
+        "version": graphopt.__version__,
         "abi": ABI,
         "dtypes": DTYPES,
         "inputs": tuple(inputs),

@@ -43,7 +43,7 @@ def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
     """C source of the driver: it implements the header of the bundle `name`, on the weights of `render_weights`.
 
     `alignment`, in bytes, is what kernels take for granted of each pointer: the width of a vector. A caller's buffer
-    that lacks it is copied. Raises InternalError if a buffer lies outside of its place or is unaligned, or a kernel's symbol could
+    that lacks it is copied. Raises InternalError if a buffer is misplaced, or a kernel's symbol could
     clash with those of another bundle.
     """
     staging = 0

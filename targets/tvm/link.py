@@ -7,18 +7,16 @@ symbols are resolved once. Nothing in the result depends on where or when it was
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphopt.errors import InternalError
+from graphopt.deploy.toolchain import compiler, is_mach_o, run_tool, zig
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.driver import RUNTIME, check_memory, render_driver, render_weights
 from graphopt.targets.tvm.program import Program
 
 # -fno-sanitize: zig checks undefined behaviour unless told otherwise, with a runtime of its own.
-# -ftls-model: one pointer a thread. As static thread-local storage it costs no call, and no symbol of the dynamic loader.
+# -ftls-model: one pointer a thread. Static thread-local storage costs no call, and no symbol of the loader.
 _COMPILE = (
     *("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
     *("-fno-sanitize=all", "-fno-stack-protector", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
@@ -56,7 +54,9 @@ def compile_driver(
     for source in ("driver.c", "weights.S"):
         # Relative names: an object must not tell where it was made.
         command = (*compiler(target), *_COMPILE, "-I", str(header.parent.resolve()), "-I", str(RUNTIME))
-        run((*command, "-c", source, "-o", Path(source).stem + ".o"), f"compiling {source} of '{name}'", cwd=workdir)
+        run_tool(
+            (*command, "-c", source, "-o", Path(source).stem + ".o"), f"compiling {source} of '{name}'", cwd=workdir
+        )
     return workdir / "driver.o", workdir / "weights.o"
 
 
@@ -65,43 +65,17 @@ def exports(name: str, header: str) -> list[str]:
     return re.findall(rf"^{name.upper()}_API [^;(]*?\b({name}_\w+)\(", header, re.MULTILINE)
 
 
-def is_mach_o(target: TargetDescription) -> bool:
-    """Whether the target's objects are Mach-O: Apple's systems. All others are ELF."""
-    return any(system in target.triple for system in ("apple", "macos", "darwin"))
-
-
-def zig(tool: str) -> tuple[str, ...]:
-    """The command of one of zig's tools, such as cc, ar or ld.lld."""
-    return (sys.executable, "-m", "ziglang", tool)
-
-
-def compiler(target: TargetDescription) -> tuple[str, ...]:
-    """The C compiler for the target, for code that the chosen core can run."""
-    return (*zig("cc"), *(("-target", target.zig_target) if target.zig_target else ()))
-
-
-def run(command: Sequence[str], what: str, *, cwd: Path | None = None) -> str:
-    """Run a tool and return its output. Raises InternalError with the end of its messages if it fails."""
-    finished = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        raise InternalError(
-            f"{what}: '{' '.join(command[2:4] if command[0] == sys.executable else command[:1])}' "
-            f"failed with status {finished.returncode}",
-            where="\n".join(finished.stderr.strip().splitlines()[-20:]),
-            advice="a fault of graphopt or of the installed ziglang package; please report it with the model",
-        )
-    return finished.stdout
-
-
 def _link_elf(
     name: str, objects: Sequence[Path], folder: Path, target: TargetDescription, workdir: Path, public: Sequence[str]
 ) -> tuple[Path, Path]:
     shared, static = folder / f"lib{name}.so", folder / f"lib{name}.a"
     whole, join = workdir / f"{name}.o", workdir / "join.ld"
     join.write_text(_JOIN)
-    run((*zig("ld.lld"), "-r", "-T", str(join), "-o", str(whole), *map(str, objects)), f"joining objects of '{name}'")
+    run_tool(
+        (*zig("ld.lld"), "-r", "-T", str(join), "-o", str(whole), *map(str, objects)), f"joining objects of '{name}'"
+    )
     (workdir / "exports.map").write_text(f"{{ global: {'; '.join(public)}; local: *; }};\n")
-    run(
+    run_tool(
         (
             *compiler(target),
             *("-shared", "-s", "-o", str(shared), whole.name),
@@ -118,7 +92,7 @@ def _link_elf(
 
 def _link_mach_o(name: str, objects: Sequence[Path], folder: Path, target: TargetDescription) -> tuple[Path, Path]:
     shared, static = folder / f"lib{name}.dylib", folder / f"lib{name}.a"
-    run(
+    run_tool(
         (
             *compiler(target),
             *("-shared", "-s", "-o", str(shared), *map(str, objects)),
@@ -132,4 +106,4 @@ def _link_mach_o(name: str, objects: Sequence[Path], folder: Path, target: Targe
 
 def _archive(static: Path, objects: Sequence[Path], *options: str) -> None:
     static.unlink(missing_ok=True)
-    run((*zig("ar"), *options, "rcsD", str(static), *map(str, objects)), f"archiving {static.name}")
+    run_tool((*zig("ar"), *options, "rcsD", str(static), *map(str, objects)), f"archiving {static.name}")
