@@ -31,19 +31,28 @@ class FoldAffine(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs, in order, so that a chain behind one node folds whole."""
-        declined = list[Declined]()
-        folded = 0
-        for node in list(model.graph.all_nodes()):
-            operands = _operands(node)
-            if operands is None or not _is_candidate(node, operands[0]):
-                continue
-            reason = _fold(node, *operands)
-            if reason:
-                declined.append(Declined(layer_name(node), reason))
-            else:
-                folded += 1
-        return PassResult(changed=folded > 0, statistics={"folded": folded}, declined=tuple(declined))
+        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
+        total = 0
+        while True:
+            folded, declined = _sweep(model)
+            total += folded
+            if not folded:
+                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+
+
+def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
+    declined = list[Declined]()
+    folded = 0
+    for node in list(model.graph.all_nodes()):
+        operands = _operands(node)
+        if operands is None or not _is_candidate(node, operands[0]):
+            continue
+        reason = _fold(node, *operands)
+        if reason:
+            declined.append(Declined(layer_name(node), reason))
+        else:
+            folded += 1
+    return folded, tuple(declined)
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, Array] | None:

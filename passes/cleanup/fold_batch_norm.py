@@ -27,19 +27,28 @@ class FoldBatchNorm(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs."""
-        declined = list[Declined]()
-        folded = 0
-        for node in list(model.graph.all_nodes()):
-            if not is_standard(node, "BatchNormalization"):
-                continue
-            affine = affine_of(node, opset_of(model))
-            reason = affine if isinstance(affine, str) else _fold(node, affine)
-            if reason:
-                declined.append(Declined(layer_name(node), reason))
-            else:
-                folded += 1
-        return PassResult(changed=folded > 0, statistics={"folded": folded}, declined=tuple(declined))
+        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
+        total = 0
+        while True:
+            folded, declined = _sweep(model)
+            total += folded
+            if not folded:
+                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+
+
+def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
+    declined = list[Declined]()
+    folded = 0
+    for node in list(model.graph.all_nodes()):
+        if not is_standard(node, "BatchNormalization"):
+            continue
+        affine = affine_of(node, opset_of(model))
+        reason = affine if isinstance(affine, str) else _fold(node, affine)
+        if reason:
+            declined.append(Declined(layer_name(node), reason))
+        else:
+            folded += 1
+    return folded, tuple(declined)
 
 
 def affine_of(node: ir.Node, opset: int) -> Affine | str:

@@ -33,21 +33,28 @@ class FoldPad(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs."""
-        declined = list[Declined]()
-        folded = 0
-        for node in list(model.graph.all_nodes()):
-            if not is_standard(node, "Pad"):
-                continue
-            users = node.outputs[0].consumers()
-            if not any(is_standard(user, *_TAKES_PADDING) for user in users):
-                continue
-            reason = _fold(node, opset_of(model))
-            if reason:
-                declined.append(Declined(layer_name(node), reason))
-            else:
-                folded += 1
-        return PassResult(changed=folded > 0, statistics={"folded": folded}, declined=tuple(declined))
+        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
+        total = 0
+        while True:
+            folded, declined = _sweep(model)
+            total += folded
+            if not folded:
+                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+
+
+def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
+    declined = list[Declined]()
+    folded = 0
+    for node in list(model.graph.all_nodes()):
+        users = node.outputs[0].consumers() if is_standard(node, "Pad") else ()
+        if not any(is_standard(user, *_TAKES_PADDING) for user in users):
+            continue
+        reason = _fold(node, opset_of(model))
+        if reason:
+            declined.append(Declined(layer_name(node), reason))
+        else:
+            folded += 1
+    return folded, tuple(declined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +197,9 @@ def _is_not_negative(value: ir.Value | None) -> bool:
     if not is_standard(producer, "Clip"):
         return False
     low = constant(producer.inputs[1]) if len(producer.inputs) > 1 else None
-    return producer.attributes.get_float("min", -1.0) >= 0 or (low is not None and bool(np.all(low >= 0)))
+    return producer.attributes.get_float("min", -1.0) >= 0 or (
+        low is not None and bool(np.all(low.astype(np.float64) >= 0))
+    )
 
 
 def _own_pads(user: ir.Node) -> list[int] | str:

@@ -263,5 +263,3 @@ def _remove_unused(value: ir.Value) -> None:
     if remove_if_unused(producer):
         for operand in inputs:
             _remove_unused(operand)
-
-

@@ -86,7 +86,7 @@ def _fuse(node: ir.Node, product: ir.Node, bias: ir.Value) -> None:
         "",
         "Gemm",
         [*product.inputs[:2], bias],
-        tuple(product.attributes.values()),
+        [attribute for name, attribute in product.attributes.items() if name != "beta"],
         name=product.name or node.name,
         doc_string=product.doc_string,
         metadata_props=dict(product.metadata_props),
