@@ -21,6 +21,9 @@ from graphopt.passes.cleanup.eliminate_identity import EliminateIdentity
 from graphopt.passes.cleanup.fold_affine import FoldAffine
 from graphopt.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constants import FoldConstants
+from graphopt.passes.cleanup.fold_pad import FoldPad
+from graphopt.passes.cleanup.fuse_activations import FuseActivations
+from graphopt.passes.cleanup.fuse_matmul_add import FuseMatmulAdd
 from graphopt.passes.cleanup.merge_casts import MergeCasts
 from graphopt.passes.cleanup.merge_concats import MergeConcats
 from graphopt.passes.cleanup.merge_reshapes import MergeReshapes
@@ -29,20 +32,23 @@ from graphopt.passes.cleanup.merge_transposes import MergeTransposes
 from graphopt.passes.cleanup.move_transposes import MoveTransposes
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
-# What shrinks the graph for the others comes first; what compares nodes comes after what makes them alike.
+# Folding into weights comes before equal weights and nodes are merged: what is shared cannot be folded into.
 ROUND: tuple[Pass, ...] = (
     EliminateDeadCode(),
     FoldConstants(),
     EliminateIdentity(),
     MergeCasts(),
+    FoldPad(),
+    FoldBatchNorm(),
+    FoldAffine(),
+    FuseMatmulAdd(),
+    FuseActivations(),
     MergeReshapes(),
     MergeTransposes(),
     MoveTransposes(),
     MergeSlices(),
     MergeConcats(),
     EliminateCommonSubexpressions(),
-    FoldBatchNorm(),
-    FoldAffine(),
     EliminateDeadCode(),
 )
 

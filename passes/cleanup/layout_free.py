@@ -96,9 +96,13 @@ def _permute_axis(graph: ir.Graph, node: ir.Node, permutation: Permutation) -> N
     node.attributes["axis"] = ir.AttrInt64("axis", permutation[axis])
 
 
+def _keeps_axes(node: ir.Node) -> bool:
+    return "keepdims" not in node.attributes or bool(node.attributes["keepdims"].as_int())
+
+
 def _reduced(node: ir.Node, rank: int) -> Sequence[int] | None:
     known = not has_parameter(node, "axes", 1) or integers(node, "axes", 1) is not None
-    return (0,) if known and node.attributes.get_int("keepdims", 1) else None
+    return (0,) if known and _keeps_axes(node) else None
 
 
 def _permute_axes(graph: ir.Graph, node: ir.Node, permutation: Permutation) -> None:
@@ -108,11 +112,11 @@ def _permute_axes(graph: ir.Graph, node: ir.Node, permutation: Permutation) -> N
 
 
 def _argument(node: ir.Node, rank: int) -> Sequence[int] | None:
-    return (0,) if node.attributes.get_int("keepdims", 1) else None
+    return (0,) if _keeps_axes(node) else None
 
 
 def _quantized(node: ir.Node, rank: int) -> Sequence[int] | None:
-    return None if node.attributes.get_int("block_size", 0) or _rank(node.inputs[1]) not in (0, 1) else (0,)
+    return None if node.attributes.get_int("block_size") or _rank(node.inputs[1]) not in (0, 1) else (0,)
 
 
 def _permute_quantized(graph: ir.Graph, node: ir.Node, permutation: Permutation) -> None:
