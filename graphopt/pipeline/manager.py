@@ -18,6 +18,7 @@ from graphopt.analysis.comparison import OutputComparison
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.errors import GraphoptError, PassError, ShapeError, ToleranceError, VerifyError
 from graphopt.ir import Interface, refresh_shapes, save, to_text, verify
+from graphopt.ir.verification import verify_structure
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 from graphopt.pipeline.changes import Snapshot
 from graphopt.pipeline.outputs import EXACT_TOLERANCE, OutputWatch, Verdict
@@ -148,6 +149,7 @@ def _run_one(item: Pass, spec: str, model: ir.Model, context: PassContext) -> Pa
 def _check(spec: str, model: ir.Model, result: PassResult, snapshot: Snapshot, interface: Interface) -> None:
     """Raises PassError unless the graph is right and `result.changed` is honest."""
     try:
+        verify_structure(model)  # what follows reads graphs that are sound
         refresh_shapes(model)
         if fault := snapshot.dishonesty(model, result.changed):
             raise PassError(f"pass '{spec}': {fault}", where=snapshot.difference(model))

@@ -115,7 +115,7 @@ class Registry(Generic[T]):
         return valid
 
 
-def _check_pass(item: object) -> type[Pass]:
+def check_pass(item: object) -> type[Pass]:
     if not (isinstance(item, type) and issubclass(item, Pass)):
         raise UsageError(f"found {item!r} among the passes, expected a subclass of graphopt.pipeline.base.Pass")
     if inspect.isabstract(item):
@@ -124,14 +124,14 @@ def _check_pass(item: object) -> type[Pass]:
     return item
 
 
-def _check_target(item: object) -> TargetDescription:
+def check_target(item: object) -> TargetDescription:
     if not isinstance(item, TargetDescription):
         raise UsageError(f"found {item!r} among the targets, expected a graphopt.targets.base.TargetDescription")
     return item
 
 
-PASSES: Registry[type[Pass]] = Registry("pass", "graphopt.passes", _check_pass)
-TARGETS: Registry[TargetDescription] = Registry("target", "graphopt.targets", _check_target)
+PASSES: Registry[type[Pass]] = Registry("pass", "graphopt.passes", check_pass)
+TARGETS: Registry[TargetDescription] = Registry("target", "graphopt.targets", check_target)
 
 
 def load_plugin(
