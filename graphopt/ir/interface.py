@@ -21,15 +21,16 @@ class Port:
     def __str__(self) -> str:
         return f"{self.name}: {self.type}{format_shape(self.shape)}"
 
-    def accepts(self, other: Port) -> bool:
-        """Whether `other` may stand in this place: the same, or with sizes where nothing was known."""
+    def refined_by(self, other: Port) -> bool:
+        """Whether `other` is the same, or says a size where this says a symbol or nothing."""
         if (self.name, self.type) != (other.name, other.type):
             return False
         if self.shape is None:
             return True
         if other.shape is None or len(self.shape) != len(other.shape):
             return False
-        return all(mine is None or mine == theirs for mine, theirs in zip(self.shape, other.shape, strict=True))
+        pairs = zip(self.shape, other.shape, strict=True)
+        return all(mine == theirs or (not isinstance(mine, int) and isinstance(theirs, int)) for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Interface:
         return cls(tuple(map(port, model.graph.inputs)), tuple(map(port, model.graph.outputs)))
 
     def difference(self, other: Interface) -> str:
-        """What of `other` does not fit this interface, in one sentence; empty if it fits."""
+        """What of `other` does not fit this interface, in one sentence; empty if it fits.
+
+        Inputs must be the same. An output may have become known better: a size in the place of a symbol.
+        """
         for kind, mine, theirs in (("input", self.inputs, other.inputs), ("output", self.outputs, other.outputs)):
             if fault := _difference(kind, mine, theirs):
                 return fault
@@ -56,7 +60,7 @@ def _difference(kind: str, mine: Sequence[Port], theirs: Sequence[Port]) -> str:
     if [p.name for p in mine] != [p.name for p in theirs]:
         return f"{kind}s were {[p.name for p in mine]}, now {[p.name for p in theirs]}"
     for before, after in zip(mine, theirs, strict=True):
-        if not before.accepts(after):
+        if before != after and (kind == "input" or not before.refined_by(after)):
             return f"{kind} was {before}, now {after}"
     return ""
 

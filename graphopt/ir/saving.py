@@ -16,7 +16,7 @@ from graphopt.ir.source import MAX_PROTO_BYTES
 from graphopt.ir.weights import weight_bytes
 
 # Room for the graph beside the weights in one protobuf file.
-_GRAPH_ROOM = 64 << 20
+GRAPH_ROOM = 64 << 20
 # Smaller weights stay in the .onnx file, where shape inference can read them.
 _INLINE_BYTES = 1024
 
@@ -36,7 +36,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
         UsageError: `external_data` is not a plain file name.
     """
     target = Path(path).absolute()
-    if external_data is None and weight_bytes(model) > MAX_PROTO_BYTES - _GRAPH_ROOM:
+    if external_data is None and weight_bytes(model) > MAX_PROTO_BYTES - GRAPH_ROOM:
         external_data = target.name + ".data"
     if external_data is not None and (Path(external_data).name != external_data or external_data == target.name):
         raise UsageError(f"external data must be the name of another file beside the model, got {external_data!r}")
@@ -56,7 +56,7 @@ def _write(model: ir.Model, target: Path, folder: Path, external_data: str | Non
     copy = model.clone()
     if external_data is not None:
         write_external(copy, folder, external_data, _INLINE_BYTES)
-    _take_in(copy, kept=folder)
+    take_in(copy, kept=folder)
     proto = ir.serde.serialize_model(copy)
     written = folder / target.name
     written.write_bytes(proto.SerializeToString(deterministic=True))
@@ -67,11 +67,13 @@ def _write(model: ir.Model, target: Path, folder: Path, external_data: str | Non
     written.replace(target)
 
 
-def _take_in(model: ir.Model, kept: Path) -> None:
-    """Make every external tensor that does not lie in the folder `kept` one in memory."""
+def take_in(model: ir.Model, kept: Path | None = None) -> None:
+    """Make every external tensor that does not lie in the folder `kept` one in memory, in place."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor) and Path(value.const_value.base_dir) != kept:
+            if isinstance(value.const_value, ir.ExternalTensor) and (
+                kept is None or Path(value.const_value.base_dir) != kept
+            ):
                 value.const_value = _in_memory(value.const_value)
     for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):

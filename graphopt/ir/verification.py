@@ -24,7 +24,7 @@ def verify(model: ir.Model, *, interface: Interface | None = None) -> None:
     operator allows; recorded types and shapes agree with those that ONNX infers.
 
     Args:
-        interface: what inputs and outputs must still be. An unknown size may have become known.
+        interface: what inputs and outputs must still be. The shape of an output may have become known better.
     """
     verify_structure(model)
     if interface is not None and (fault := interface.difference(Interface.of(model))):
