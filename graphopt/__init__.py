@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from graphopt.analysis.samples import load_samples as load_samples
     from graphopt.api import OptimizeResult as OptimizeResult
     from graphopt.api import PassInfo as PassInfo
+    from graphopt.api import bench as bench
+    from graphopt.api import broken_plugins as broken_plugins
     from graphopt.api import list_passes as list_passes
     from graphopt.api import list_targets as list_targets
     from graphopt.api import optimize as optimize
+    from graphopt.api import verify as verify
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import InternalError as InternalError
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from graphopt.inspection import InspectResult as InspectResult
     from graphopt.inspection import compare as compare
     from graphopt.inspection import inspect as inspect
+    from graphopt.inspection import model_text as model_text
     from graphopt.ir import load as load
     from graphopt.ir import save as save
     from graphopt.pipeline.base import Declined as Declined
@@ -49,7 +53,16 @@ if TYPE_CHECKING:
 # Where each public name is defined.
 _HOMES = {
     "graphopt.analysis.samples": ("Samples", "load_samples"),
-    "graphopt.api": ("OptimizeResult", "PassInfo", "list_passes", "list_targets", "optimize"),
+    "graphopt.api": (
+        "OptimizeResult",
+        "PassInfo",
+        "bench",
+        "broken_plugins",
+        "list_passes",
+        "list_targets",
+        "optimize",
+        "verify",
+    ),
     "graphopt.errors": (
         "DataError",
         "GraphoptError",
@@ -63,7 +76,7 @@ _HOMES = {
         "UsageError",
         "VerifyError",
     ),
-    "graphopt.inspection": ("CompareResult", "InspectResult", "compare", "inspect"),
+    "graphopt.inspection": ("CompareResult", "InspectResult", "compare", "inspect", "model_text"),
     "graphopt.ir": ("load", "save"),
     "graphopt.pipeline.base": ("Declined", "Pass", "PassContext", "PassResult", "option"),
     "graphopt.pipeline.recipe": ("Recipe", "load_recipe"),

@@ -11,7 +11,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from graphopt.errors import DataError, ToleranceError, UsageError
 from graphopt.output_folder import check_destination, replacing
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import run_passes
-from graphopt.pipeline.options import Option, options_of
+from graphopt.pipeline.options import Option, options_of, write_value
 from graphopt.pipeline.recipe import Recipe, write_recipe
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
 from graphopt.pipeline.report import Report, Snapshot, build_report, to_json
@@ -32,6 +32,11 @@ from graphopt.pipeline.spec import parse_spec
 from graphopt.resolution import Request, resolve
 from graphopt.source import Source, collected_warnings, file_bytes, title
 from graphopt.targets.base import Library, TargetDescription
+
+if TYPE_CHECKING:
+    from graphopt.deploy import Bundle
+    from graphopt.deploy.bench import Benchmark
+    from graphopt.deploy.verify import Verification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,14 @@ class PassInfo:
     options: tuple[Option, ...]
     origin: str
     default: bool  # part of what `optimize` runs without being asked
+
+    def to_json(self) -> Report:
+        """The description in the types of JSON; a default is written as in a spec."""
+        options = [
+            {"name": o.name, "type": o.kind, "default": write_value(o.default, o.type), "doc": o.doc}
+            for o in self.options
+        ]
+        return {**dataclasses.asdict(self), "options": options}
 
 
 def optimize(
@@ -211,6 +224,88 @@ def list_targets(plugins: Sequence[str | Path] = ()) -> tuple[TargetDescription,
     for plugin in plugins:
         load_plugin(plugin)
     return tuple(TARGETS)
+
+
+def broken_plugins() -> tuple[str, ...]:
+    """What went wrong with entry points of installed packages; passes and targets of others work all the same."""
+    return tuple(str(error) for registry in (PASSES, TARGETS) for error in registry.broken())
+
+
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    inputs: str | os.PathLike[str] | Samples | None = None,
+    original: str | os.PathLike[str] | ir.Model | None = None,
+    tolerance: float | None = None,
+    threads: int = 1,
+    plugins: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> Verification:
+    """Run a bundle, natively or emulated, and compare its outputs with ONNX Runtime's.
+
+    Args:
+        out: the folder that `optimize` wrote.
+        inputs: samples, or an .npz file with them; made up by default.
+        original: the model that the bundle was made from; by default the bundle's own optimized model.
+        tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default.
+        threads: that the library computes on; 0 takes one a core.
+
+    Raises:
+        ToleranceError: an output differs by more.
+        DataError: the bundle is not whole, or the inputs do not fit.
+        UsageError: programs of the target cannot run here.
+    """
+    from graphopt.deploy.verify import TOLERANCE
+    from graphopt.deploy.verify import verify as run
+
+    bundle, description = _opened(out, plugins)
+    if inputs is not None and not isinstance(inputs, Samples):
+        inputs = load_samples(Path(inputs), graph_ir.load(bundle.model))
+    return run(
+        bundle,
+        description,
+        samples=inputs,
+        original=original if original is None or isinstance(original, ir.Model) else Path(original),
+        tolerance=TOLERANCE if tolerance is None else tolerance,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def bench(
+    out: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    repeat: int = 10,
+    counter: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> Benchmark:
+    """Time a bundle on this machine, whole and by layer, or count its instructions.
+
+    Args:
+        out: the folder that `optimize` wrote.
+        threads: that the library computes on; 0 takes one a core.
+        repeat: timed runs.
+        counter: a command that counts instructions of an emulated program; see `graphopt.deploy.bench.bench`.
+
+    Raises:
+        UsageError: programs of the target cannot run here, and there is no counter.
+        DataError: the bundle is not whole.
+    """
+    from graphopt.deploy.bench import bench as run
+
+    bundle, description = _opened(out, plugins)
+    return run(bundle, description, threads=threads, repeat=repeat, counter=counter, progress=progress)
+
+
+def _opened(out: str | os.PathLike[str], plugins: Sequence[str | Path]) -> tuple[Bundle, TargetDescription]:
+    from graphopt.deploy import open_bundle
+
+    for plugin in plugins:
+        load_plugin(plugin)
+    bundle = open_bundle(Path(out))
+    return bundle, TARGETS.find(bundle.target)
 
 
 class _Clock:

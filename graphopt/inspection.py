@@ -19,7 +19,7 @@ from graphopt.errors import GraphoptError, ModelError, ShapeError
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import PassRecord, run_passes
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
-from graphopt.pipeline.report import Report, Snapshot, build_report
+from graphopt.pipeline.report import Report, Snapshot, build_report, plain
 from graphopt.pipeline.spec import format_spec, parse_spec
 from graphopt.source import Source, collected_warnings, file_bytes, title
 
@@ -42,6 +42,8 @@ class CompareResult:
     interface: what differs between the interfaces, in one sentence; empty if nothing does.
     operators: by operator that both do not use equally often, how often each does.
     outputs: of the second model against the first; empty if they were not compared, and then `skipped` says why.
+    samples: on how many inputs.
+    warnings: what the loaders said.
     """
 
     first: Snapshot
@@ -52,6 +54,25 @@ class CompareResult:
     outputs: tuple[OutputComparison, ...]
     skipped: str
     samples: int
+    warnings: tuple[str, ...]
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the outputs were compared, and each is within `tolerance` of its range."""
+        return not self.skipped and all(output.relative <= tolerance for output in self.outputs)
+
+    def to_json(self) -> Report:
+        """The result in the types of JSON."""
+        return {
+            "first": {"model": self.first.model, "totals": self.first.totals},
+            "second": {"model": self.second.model, "totals": self.second.totals},
+            "same": self.same,
+            "interface": self.interface,
+            "operators": {op: list(counts) for op, counts in self.operators.items()},
+            "outputs": [plain(dataclasses.asdict(output)) for output in self.outputs],
+            "skipped": self.skipped,
+            "samples": self.samples,
+            "warnings": list(self.warnings),
+        }
 
 
 def inspect(
@@ -119,12 +140,12 @@ def compare(
     Raises:
         ModelError, DataError: a model cannot be loaded or computed, or the inputs do not fit.
     """
-    with collected_warnings(first, second):
+    with collected_warnings(first, second) as notices:
         models = [graph_ir.load(first), graph_ir.load(second)]
-    prints = [graph_ir.fingerprint(model) for model in models]
-    interface = graph_ir.Interface.of(models[0]).difference(graph_ir.Interface.of(models[1]))
-    for model in models:
-        graph_ir.bind_shapes(model, shapes or {})
+        prints = [graph_ir.fingerprint(model) for model in models]
+        interface = graph_ir.Interface.of(models[0]).difference(graph_ir.Interface.of(models[1]))
+        for model in models:
+            notices.extend(graph_ir.bind_shapes(model, shapes or {}))
     snapshots = [
         Snapshot.of(model, name=title(source), file_bytes=file_bytes(source, model))
         for model, source in zip(models, (first, second), strict=True)
@@ -154,11 +175,20 @@ def compare(
         outputs=outputs,
         skipped=skipped,
         samples=samples,
+        warnings=tuple(dict.fromkeys(notices)),
     )
 
 
 def _one_of_each() -> list[Pass]:
     return [parse_spec(name) for name in PASSES.names()]
+
+
+def model_text(model: Source, *, shapes: Mapping[str, Sequence[int]] | None = None) -> str:
+    """The stable text form of a model, its dynamic shapes symbolic unless `shapes` binds them."""
+    loaded = graph_ir.load(model)
+    if shapes:
+        graph_ir.bind_shapes(loaded, shapes)
+    return graph_ir.to_text(loaded)
 
 
 def _dry_run(item: Pass, model: ir.Model, context: PassContext) -> PassRecord:

@@ -96,15 +96,15 @@ class _Walk:
     """Goes through the nodes in order and remembers which values are computed from constants alone."""
 
     def __init__(self) -> None:
-        self._constant: dict[ir.Value, tuple[Weight, ...]] = {}  # the weights behind a constant value
+        # The constants behind a value, with their types: the value's own may not have been inferred.
+        self._constant: dict[ir.Value, tuple[tuple[Weight, ir.DataType], ...]] = {}
 
     def graph(self, graph: ir.Graph, scope: str, times: int) -> Iterator[LayerCost]:
         for value in graph.initializers.values():
-            self._constant[value] = (Weight(scope + (value.name or ""), *_size(value)),)
+            self._constant[value] = _constant(value, scope)
         for index, node in enumerate(graph):
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                value = node.outputs[0]
-                self._constant[value] = (Weight(scope + (value.name or ""), *_size(value)),)
+                self._constant[node.outputs[0]] = _constant(node.outputs[0], scope)
             else:
                 yield from self._node(node, scope + (node.name or f"{node.op_type}_{index}"), times)
 
@@ -119,7 +119,10 @@ class _Walk:
             inner, stored = self._bodies(node, bodies, name, times, notes)
             weights += stored
         if self._is_constant(node) and not bodies:
-            self._constant.update((value, weights) for value in node.outputs)
+            kept = {w.name: w for w in weights}
+            behind = [pair for value in node.inputs if value is not None for pair in self._constant[value]]
+            behind = [(kept[weight.name], kind) for weight, kind in behind if weight.name in kept]
+            self._constant.update((value, tuple(behind)) for value in node.outputs)
             weights = ()
             notes.append("computed from constants alone")
         else:
@@ -162,18 +165,19 @@ class _Walk:
         for index, value in enumerate(node.inputs):
             if value is None or index in _SETTINGS.get(node.op_type, ()):
                 continue
-            for weight in self._constant.get(value, ()):
+            for weight, kind in self._constant.get(value, ()):
                 if index in _SCALES.get(node.op_type, ()):
                     found.setdefault(weight.name, Weight(weight.name, 0, weight.bytes))
-                elif value.dtype in _ALWAYS_LEARNT or index in _WIDE_INTEGERS.get(node.op_type, ()):
+                elif (value.dtype or kind) in _ALWAYS_LEARNT or index in _WIDE_INTEGERS.get(node.op_type, ()):
                     found[weight.name] = weight
         return tuple(found.values())
 
 
-def _size(value: ir.Value) -> tuple[int, int]:
-    """Elements and bytes of a constant."""
+def _constant(value: ir.Value, scope: str) -> tuple[tuple[Weight, ir.DataType], ...]:
     tensor = ir.convenience.get_const_tensor(value)
-    return (0, 0) if tensor is None else (int(tensor.size), int(tensor.nbytes))
+    if tensor is None:  # strings and sparse tensors
+        return ()
+    return ((Weight(scope + (value.name or ""), int(tensor.size), int(tensor.nbytes)), tensor.dtype),)
 
 
 def _bytes(value: ir.Value) -> int:

@@ -98,9 +98,9 @@ def build_report(
         "tools": tool_versions(),
         "model": before.model,
         "target": None if target is None else _target(target),
-        "recipe": None if recipe is None else _plain(recipe),
+        "recipe": None if recipe is None else plain(recipe),
         "totals": {"before": before.totals, "after": None if after is None else after.totals},
-        "comparison": [_plain(dataclasses.asdict(output)) for output in comparison],
+        "comparison": [plain(dataclasses.asdict(output)) for output in comparison],
         "accuracy": None if accuracy is None else {**dataclasses.asdict(accuracy), "drop": accuracy.drop},
         "passes": [_pass(record) for record in passes],
         "layers": _layers(final.layers, passes if after is not None else (), library),
@@ -109,7 +109,7 @@ def build_report(
     }
 
 
-def to_json(report: Report) -> str:
+def to_json(report: Report | Sequence[Report]) -> str:
     """The report as text: two blanks of indent, keys in the schema's order, a final newline."""
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -145,7 +145,7 @@ def _target(target: TargetDescription) -> dict[str, Any]:
         "l2_bytes",
         "channel_multiple",
     )
-    return {name: _plain(getattr(target, name)) for name in names}
+    return {name: plain(getattr(target, name)) for name in names}
 
 
 def _pass(record: PassRecord) -> dict[str, Any]:
@@ -156,12 +156,12 @@ def _pass(record: PassRecord) -> dict[str, Any]:
         "nodes": {"before": record.nodes_before, "after": record.nodes_after},
         "params": {"before": record.params_before, "after": record.params_after},
         "macs": {"before": record.macs_before, "after": record.macs_after},
-        "statistics": _plain(record.statistics),
+        "statistics": plain(record.statistics),
         "declined": [dataclasses.asdict(declined) for declined in record.declined],
-        "comparison": [_plain(dataclasses.asdict(output)) for output in record.comparison],
+        "comparison": [plain(dataclasses.asdict(output)) for output in record.comparison],
         "comparison_skipped": record.comparison_skipped,
         "samples": record.samples,
-        "tolerance": _plain(record.tolerance),
+        "tolerance": plain(record.tolerance),
     }
 
 
@@ -178,8 +178,8 @@ def _layers(costs: Sequence[LayerCost], passes: Sequence[PassRecord], library: L
         {
             "name": cost.name,
             "op": cost.op,
-            "inputs": _plain(cost.inputs),
-            "outputs": _plain(cost.outputs),
+            "inputs": plain(cost.inputs),
+            "outputs": plain(cost.outputs),
             "params": cost.params,
             "macs": cost.macs,
             "weight_bytes": cost.weight_bytes,
@@ -210,12 +210,12 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "type": spec.dtype, "shape": list(spec.shape)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` in the types of JSON. JSON has no infinity and no NaN: they become the strings that Python prints."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from graphopt.pipeline.report import Report
 
 # (key of the totals, its title, how it is written)
-_TOTALS = (
+TOTALS = (
     ("nodes", "Nodes", "count"),
     ("params", "Parameters", "si"),
     ("macs", "MACs", "si"),
@@ -31,7 +31,7 @@ def to_html(report: Report) -> str:
     return _environment().get_template("report.html.jinja").render(
         report=report,
         recipe=json.dumps(report["recipe"], indent=2, ensure_ascii=False),
-        totals=_TOTALS,
+        totals=TOTALS,
         declined=[_by_reason(item) for item in report["passes"]],
         most={key: max((layer[key] or 0 for layer in report["layers"]), default=0) for key in ("macs", "weight_bytes")},
     )  # fmt: skip
@@ -95,7 +95,9 @@ def change(before: float | None, after: float | None) -> str:
     if not before:
         return "new"
     percent = 100 * (after - before) / before
-    return f"{'+' if percent > 0 else '−'}{abs(percent):.1f} %" if abs(percent) < 1000 else f"×{after / before:.1f}"
+    if abs(percent) >= 1000:
+        return f"×{after / before:.1f}"
+    return f"{'+' if percent > 0 else '−'}{abs(percent):{'.1f' if abs(percent) >= 0.1 else '.1g'}} %"
 
 
 def worst(comparison: Iterable[Mapping[str, Any]]) -> str:

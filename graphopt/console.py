@@ -1,0 +1,258 @@
+"""What the command line prints for people: tables, progress, warnings and errors.
+
+Names from models are never read as markup, and control characters in them are shown, not sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from graphopt.errors import GraphoptError
+from graphopt.pipeline.base import Progress as ProgressCallback
+from graphopt.pipeline.options import write_value
+from graphopt.pipeline.report import Report, plain, to_json
+from graphopt.pipeline.report_html import TOTALS, change, count, number, shape, si, size, worst
+
+if TYPE_CHECKING:
+    from graphopt.api import OptimizeResult, PassInfo
+    from graphopt.deploy.bench import Benchmark
+    from graphopt.deploy.verify import Verification
+    from graphopt.inspection import CompareResult
+    from graphopt.targets.base import TargetDescription
+
+_WIDE = 220  # columns where there is no terminal: nothing is cut in a file
+
+
+@contextmanager
+def progress_bar() -> Iterator[ProgressCallback]:
+    """A bar on stderr while the block runs, gone after it; nothing if stderr is no terminal."""
+    console = _console(sys.stderr)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total or None, description=_clean(what))
+
+        yield report
+
+
+def as_json(value: Any) -> Report:
+    """A result that is a dataclass, in the types of JSON."""
+    fields: Report = plain(dataclasses.asdict(value))
+    return fields
+
+
+def print_json(value: Report | Sequence[Report]) -> None:
+    """JSON on stdout."""
+    print_text(to_json(value))
+
+
+def print_text(text: str) -> None:
+    """Text on stdout, as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Each warning on stderr, once."""
+    console = _console(sys.stderr)
+    for warning in dict.fromkeys(warnings):
+        console.print(Text.assemble(("warning: ", "yellow"), _clean(warning)), soft_wrap=True)
+
+
+def print_error(error: GraphoptError) -> None:
+    """What went wrong, on stderr."""
+    name = type(error).__name__
+    _console(sys.stderr).print(Text.assemble((f"{name}: ", "bold red"), _clean(str(error))), soft_wrap=True)
+
+
+def print_interrupted() -> None:
+    """That Ctrl-C ended the command, on stderr."""
+    _console(sys.stderr).print(Text("interrupted; nothing was left behind", "yellow"))
+
+
+def print_optimized(result: OptimizeResult) -> None:
+    """What `optimize` did: totals, passes that did something, the library, and where it lies."""
+    report, console = result.report, _console(sys.stdout)
+    console.print(_totals(report))
+    done = [item for item in report["passes"] if item["changed"] or item["declined"]]
+    if done:
+        console.print(_passes(done, "changed"))
+    if report["comparison"]:
+        console.print(_outputs(report["comparison"], "outputs against the original"))
+    library = report["library"]
+    memory = library["arena_bytes"] + library["workspace_bytes"]
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items() if " " not in stage)
+    lines = (
+        f"library  {library['name']} for {report['target']['name']}: .so {size(library['shared_bytes'])}, "
+        f".a {size(library['static_bytes'])}, {len(library['calls'])} kernel calls",
+        f"memory   weights {size(library['weight_bytes'])} shared, {size(memory)} a context",
+        f"seconds  {stages}",
+        f"wrote    {result.out}",
+    )
+    for line in lines:
+        console.print(_text(line), soft_wrap=True)
+
+
+def print_inspected(report: Report) -> None:
+    """A model: its layers, its totals, its interface, and what passes could do."""
+    console = _console(sys.stdout)
+    layers = _table("layers", "#", "layer", "operator", "outputs", "MACs", "params", "weights", "written", "notes")
+    for index, layer in enumerate(report["layers"], start=1):
+        shapes = ", ".join(map(shape, layer["outputs"][:3])) + (", …" if len(layer["outputs"]) > 3 else "")
+        cells = (si(layer["macs"]), si(layer["params"]), size(layer["weight_bytes"]), size(layer["activation_bytes"]))
+        _row(layers, index, layer["name"], layer["op"], shapes, *cells, "; ".join(layer["notes"]))
+    console.print(layers)
+    console.print(_passes(report["passes"], "would change"))
+    console.print(_totals(report))
+    interface = _table("interface", "", "name", "type", "shape")
+    for direction in ("inputs", "outputs"):
+        for port in report["model"][direction]:
+            _row(interface, direction[:-1], port["name"], port["type"], shape(port["shape"]))
+    console.print(interface)
+
+
+def print_compared(result: CompareResult) -> None:
+    """Two models side by side."""
+    console = _console(sys.stdout)
+    table = _table("", "", "A", "B", "change")
+    for key, title, form in TOTALS:
+        sides = (result.first.totals[key], result.second.totals[key])
+        _row(table, title, *(_FORMS[form](side) for side in sides), change(*sides))
+    for op, sides in result.operators.items():
+        _row(table, op, *map(str, sides), change(*sides))
+    console.print(table)
+    console.print(_text(f"structure and weights: {'the same' if result.same else 'they differ'}"))
+    console.print(_text(f"interface: {result.interface or 'the same'}"), soft_wrap=True)
+    if result.skipped:
+        console.print(_text(f"outputs: not compared: {result.skipped}"), soft_wrap=True)
+    else:
+        outputs = [plain(dataclasses.asdict(output)) for output in result.outputs]
+        console.print(_outputs(outputs, f"outputs on {result.samples} inputs"))
+
+
+def print_verified(result: Verification) -> None:
+    """What `verify` measured."""
+    console = _console(sys.stdout)
+    where = f"under {result.command[0]}" if result.command else "on this machine"
+    title = f"{result.samples} samples {where}, against the {result.reference}"
+    console.print(_outputs([plain(dataclasses.asdict(output)) for output in result.outputs], title))
+    console.print(_text(f"within {result.tolerance:g} of each output's range"))
+
+
+def print_benchmark(result: Benchmark) -> None:
+    """What `bench` measured, the costly layers first."""
+    console = _console(sys.stdout)
+    table = _table("layers", "layer", result.unit, "share")
+    whole = sum(layer.cost for layer in result.layers) or 1.0
+    for layer in sorted(result.layers, key=lambda layer: -layer.cost):
+        _row(table, layer.name, f"{layer.cost:,.0f}", f"{100 * layer.cost / whole:.1f} %")
+    console.print(table)
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    console.print(
+        _text(f"total {result.total:,.0f} {result.unit}, least {result.least:,.0f}, {result.runs} runs, {threads}")
+    )
+
+
+def print_passes(found: Iterable[PassInfo]) -> None:
+    """Passes with their options."""
+    table = _table("passes", "pass", "", "default", "what it does", "options")
+    for item in found:
+        options = "\n".join(f"{o.name}={write_value(o.default, o.type)}  {o.doc} ({o.kind})" for o in item.options)
+        _row(table, item.name, "exact" if item.exact else "lossy", "yes" if item.default else "", item.summary, options)
+    _console(sys.stdout).print(table)
+
+
+def print_targets(found: Iterable[TargetDescription]) -> None:
+    """Targets with what passes and kernels read of them."""
+    table = _table("targets", "target", "what it is", "features", "vector", "L1d", "L2", "channels", "quantization")
+    for item in found:
+        caches = (size(item.l1d_bytes) if item.l1d_bytes else "–", size(item.l2_bytes) if item.l2_bytes else "–")
+        lists = (" ".join(item.features), f"{item.vector_bits} bit", *caches, str(item.channel_multiple))
+        _row(table, item.name, item.summary, *lists, " ".join(item.quantization))
+    _console(sys.stdout).print(table)
+
+
+_FORMS = {"count": count, "si": si, "size": size}
+
+
+def _totals(report: Report) -> Table:
+    before, after = report["totals"]["before"], report["totals"]["after"]
+    table = _table(report["model"]["name"], "", "before", "after", "change") if after else _table("totals", "", "")
+    for key, title, form in TOTALS:
+        write = _FORMS[form]
+        cells = (
+            (write(before[key]), write(after[key]), change(before[key], after[key])) if after else (write(before[key]),)
+        )
+        _row(table, title, *cells)
+    return table
+
+
+def _passes(items: Iterable[Mapping[str, Any]], changed: str) -> Table:
+    table = _table("passes", "pass", changed, "nodes", "statistics", "relative error", "declined")
+    for item in items:
+        nodes = item["nodes"]
+        moved = f"{nodes['before']} → {nodes['after']}" if nodes["before"] != nodes["after"] else str(nodes["after"])
+        statistics = ", ".join(f"{key} {value}" for key, value in item["statistics"].items() if value)
+        declined = str(len(item["declined"]) or "")
+        _row(
+            table,
+            item["spec"],
+            "yes" if item["changed"] else "",
+            moved,
+            statistics,
+            worst(item["comparison"]),
+            declined,
+        )
+    return table
+
+
+def _outputs(outputs: Iterable[Mapping[str, Any]], title: str) -> Table:
+    table = _table(title, "output", "largest error", "relative", "SQNR, dB", "same top-1", "")
+    for output in outputs:
+        numbers = (number(output[key]) for key in ("max_abs", "relative", "sqnr_db", "top1_agreement"))
+        _row(table, output["name"], *numbers, output["note"])
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=_text(title) if title else None, title_justify="left", header_style="bold", expand=False)
+    for column in columns:
+        numeric = column in _NUMERIC
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    return table
+
+
+_NUMERIC = frozenset(
+    "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|instructions|largest error|nodes|ns|params"
+    "|relative|relative error|same top-1|share|vector|weights|written".split("|")
+)
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(_text(str(cell)) for cell in cells))
+
+
+def _text(text: str) -> Text:
+    return Text(_clean(text))
+
+
+def _clean(text: str) -> str:
+    """Control characters but newlines as escapes, so that a name cannot steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _console(stream: Any) -> Console:
+    """A console for the stream as it is now: tests and users redirect it."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDE
+    return Console(file=stream, width=width, highlight=False)
