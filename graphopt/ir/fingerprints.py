@@ -54,7 +54,7 @@ def _add_graph(digest: hashlib._Hash, graph: ir.Graph, outer: dict[ir.Value, int
         _add(digest, ["makes", _trimmed([number(value) for value in node.outputs])])
     for value in graph.outputs:
         _add(digest, ["output", *(_public(value) if named else ()), number(value)])
-    for unused in sorted(_tensor_digest(v.const_value) for v in graph.initializers.values() if _is_unused(v, numbers)):
+    for unused in sorted(_tensor_digest(v.const_value) for v in graph.initializers.values() if not v.uses()):
         _add(digest, ["unused", unused])
 
 
@@ -67,10 +67,6 @@ def _trimmed(numbers: list[int]) -> list[int]:
 
 def _public(value: ir.Value) -> tuple[object, ...]:
     return value.name, format_type(value.type), shape_of(value)
-
-
-def _is_unused(value: ir.Value, numbers: dict[ir.Value, int]) -> bool:
-    return value not in numbers and value.const_value is not None
 
 
 def _add_attribute(digest: hashlib._Hash, name: str, attribute: ir.Attr, numbers: dict[ir.Value, int]) -> None:

@@ -6,6 +6,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.serde
 
+from graphopt.errors import ModelError
+
 # Shapes and the other small constants that inference reads stay.
 _KEPT_BYTES = 1024
 _PLACEHOLDER = "graphopt-weight-"
@@ -18,6 +20,9 @@ def light_proto(model: ir.Model, weights: list[ir.TensorProtocol] | None = None)
 
     Args:
         weights: receives the weights that were left out, for `reattach`.
+
+    Raises:
+        ModelError: something in the model does not fit into a protobuf.
     """
     left_out: list[ir.TensorProtocol] = weights if weights is not None else []
     copy = model.clone()
@@ -30,7 +35,11 @@ def light_proto(model: ir.Model, weights: list[ir.TensorProtocol] | None = None)
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                 light = _light(attribute.as_tensor(), left_out)
                 node.attributes[name] = ir.AttrTensor(name, light, doc_string=attribute.doc_string)
-    return ir.serde.serialize_model(copy)
+    try:
+        return ir.serde.serialize_model(copy)
+    except Exception as error:  # onnx_ir's SerdeError and whatever protobuf refuses
+        cause = error.__cause__ or error
+        raise ModelError(f"the model cannot be written as a protobuf: {str(cause).splitlines()[0]}") from error
 
 
 def _light(tensor: ir.TensorProtocol, left_out: list[ir.TensorProtocol]) -> ir.TensorProtocol:

@@ -53,6 +53,7 @@ def load(source_: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -
 def _from_proto(proto: onnx.ModelProto, folder: Path | None, origin: str) -> tuple[ir.Model, str]:
     """Check the proto, and turn it into an IR whose weights are arrays or files."""
     try:
+        source.check_text(proto, origin)
         admission.check_opsets(proto, origin)
         tensors.check_tensors(proto, folder, origin)
         functions.check_functions(proto, origin)
@@ -63,8 +64,6 @@ def _from_proto(proto: onnx.ModelProto, folder: Path | None, origin: str) -> tup
         model = ir.serde.deserialize_model(proto)
     except GraphoptError:
         raise
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{origin} is damaged: it holds a name that is not UTF-8 text") from error
     except Exception as error:  # onnx and onnx_ir raise any type on input that they did not expect
         raise ModelError(f"{origin} is not a valid ONNX model: {_innermost(error)}") from error
     model.opset_imports.update({"": model.opset_imports.pop("ai.onnx")} if "ai.onnx" in model.opset_imports else {})

@@ -15,8 +15,9 @@ from graphopt.ir.admission import OLDEST_OPSET, newest_opset
 from graphopt.ir.light import light_proto, reattach
 from graphopt.ir.restoring import restore_metadata
 from graphopt.ir.shapes import refresh_shapes
+from graphopt.ir.text import to_text
 
-_OPERATOR_IN_MESSAGE = re.compile(r"(?:for|converting|op(?:erator)?) `?([A-Z]\w+)`?")
+_OPERATOR_IN_MESSAGE = re.compile(r"\bfor (\w+)")
 
 
 def convert_opset(model: ir.Model, version: int) -> ir.Model:
@@ -51,11 +52,12 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
 
 
 def _explained(model: ir.Model, message: str, current: int, version: int) -> ModelError:
-    operators = {node.op_type for node in model.graph.all_nodes()}
-    named = [name for name in _OPERATOR_IN_MESSAGE.findall(message) if name in operators]
-    reason = message.strip().splitlines()[0] if message.strip() else "the converter gave no reason"
-    operator = f" because of operator {named[0]}" if named else ""
+    reason = (message.strip().splitlines() or ["onnx's converter gave no reason"])[0]
+    reason = reason.rpartition(" failed: ")[2].replace("$", "")  # without the place in onnx's own sources
+    found = _OPERATOR_IN_MESSAGE.search(reason)
+    node = next((node for node in model.graph.all_nodes() if found and node.op_type == found[1]), None)
     return ModelError(
-        f"cannot convert from opset {current} to {version}{operator}: {reason}",
+        f"cannot convert from opset {current} to {version}: {reason}",
+        where=to_text(model, around=node, context=0) if node is not None else "",
         advice="export the model with that opset instead",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -12,6 +13,9 @@ from graphopt.errors import ModelError
 
 # protobuf's own limit for one message; larger models keep their weights in files beside them.
 MAX_PROTO_BYTES = 2**31 - 1
+
+# A message of protobuf, whose package has no type hints.
+Message = Any
 
 _TEXT_PROBE_BYTES = 1024
 _CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\r\f")
@@ -88,3 +92,25 @@ def read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tupl
     raise ModelError(
         f"cannot load a model from {type(source).__name__}, expected a path, bytes, onnx.ModelProto or onnx_ir.Model"
     )
+
+
+def check_text(proto: onnx.ModelProto, origin: str) -> None:
+    """Raise ModelError if a name or another text field is not UTF-8: protobuf reads such a field as bytes."""
+    messages: list[Message] = [proto]
+    while messages:
+        message = messages.pop()
+        for field, value in _fields(message):
+            if field.type == field.TYPE_MESSAGE:
+                messages.extend(value if field.is_repeated else [value])
+            elif field.type == field.TYPE_STRING:
+                for text in value if field.is_repeated else [value]:
+                    if isinstance(text, bytes):
+                        raise ModelError(f"{origin} is damaged: the {field.name} {text[:40]!r} is not UTF-8 text")
+
+
+def _fields(message: Message) -> list[tuple[Any, Any]]:
+    if not isinstance(message, onnx.TensorProto):
+        return list(message.ListFields())
+    # Asking for all fields would copy the data.
+    names = ("name", "doc_string", "external_data", "metadata_props")
+    return [(message.DESCRIPTOR.fields_by_name[name], getattr(message, name)) for name in names]

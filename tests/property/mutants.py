@@ -208,7 +208,9 @@ def _scalar(field: Any, old: Any, rng: random.Random) -> Any:
         return rng.choice([value.number for value in field.enum_type.values])
     if kind == field.CPPTYPE_STRING:
         text = rng.choice(["", "x", "Conv", "Loop", "Constant", "ai.onnx", "a/b\x00c", "n" * 2000, old or "y"])
-        return text.encode() if field.type == field.TYPE_BYTES else text
+        if field.type == field.TYPE_BYTES:
+            return text if isinstance(text, bytes) else text.encode()
+        return text
     if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return rng.choice([0.0, -1.0, 1e30, float("nan"), float("inf")])
     limit = 2**31 - 1 if kind in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 2**63 - 1

@@ -104,6 +104,7 @@ def exercise(data: bytes, folder: Path) -> str:
 
 
 def mutant(models: list[bytes], spans: list[list[tuple[int, int]]], seed: int) -> bytes:
+    """The mutant that `seed` makes."""
     rng = random.Random(seed)
     index = rng.randrange(len(models))
     if rng.random() < 0.5:
