@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.linear import LINEAR, Affine, Fold, fold_after, fold_before
-from graphopt.passes.cleanup.rewiring import constant, is_standard, replace
+from graphopt.passes.cleanup.rewiring import is_standard, replace
 
 # From a value's rank and the axis of its channels to what is applied there, or why that is not by channel.
 AffineAt = Callable[[int, int], Affine | str]
@@ -68,8 +68,8 @@ def _fold_at(
 def _channels_at(linear: ir.Node, value: ir.Value) -> tuple[int, int] | None:
     """The rank of the input or output `value` of a linear node, and the axis of the channels there."""
     if linear.op_type in ("Conv", "ConvTranspose"):
-        weight = constant(linear.inputs[1])
-        return None if weight is None else (weight.ndim, 1)
+        weight = linear.inputs[1]
+        return None if weight is None or weight.shape is None else (len(weight.shape), 1)
     if linear.op_type == "Gemm":
         return 2, 1
     if value.shape is None:
