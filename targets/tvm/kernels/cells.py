@@ -1,7 +1,7 @@
 """The cells of LSTM, GRU and RNN: what happens in one step, in the formulas and the gate order of ONNX.
 
-In the formulas σ, g and h are the layer's activations f, g and h, ⊙ is the element-wise product, and the parts of
-X·Wᵀ + b that are made in front of the kernel are written x with the gate's letter.
+In the formulas σ, g and h are the layer's activations f, g and h, ⊙ is the element-wise product, the parts of the
+projection that is made in front of the kernel are written x with the gate's letter, and R·h includes R's bias.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _lstm(step: Step, *, coupled: bool) -> None:
     def gate(which: int, j: Any, cell_state: Any) -> Any:
         x = step.projected(which, j) + step.product(0, which, j)
         if step.layer.has_peepholes:
-            x = x + step.constant("peepholes", which, j) * cell_state
+            x = x + step.peephole(which, j) * cell_state
         return step.activate(0, x)
 
     def update(j: Any) -> None:
@@ -65,14 +65,11 @@ def gru(step: Step) -> None:
 
 
 def gru_linear_before_reset(step: Step) -> None:
-    """GRU with n = g(xₙ + r⊙(Rₙ·h + bₙ)): one product for all gates."""
+    """GRU with n = g(xₙ + r⊙(Rₙ·h)): one product for all gates."""
     step.multiply(0, lambda k: step.state("h", k))
 
     def update(j: Any) -> None:
-        linear = step.product(0, 2, j)
-        if step.layer.has_recurrent_bias:
-            linear = linear + step.constant("recurrent_bias", 0, j)
-        _gru_update(step, j, step.projected(2, j) + _gru_gate(step, 1, j) * linear)
+        _gru_update(step, j, step.projected(2, j) + _gru_gate(step, 1, j) * step.product(0, 2, j))
 
     step.for_each(update)
 

@@ -1,9 +1,9 @@
 """One kernel for a whole LSTM, GRU or RNN layer: a loop over time around a matrix-vector product and a cell.
 
-The projection of the inputs, X·Wᵀ + b for all steps, is a matrix product in front of the kernel. What is left for each
-step is the product of the hidden state with R, and element-wise work. R is packed into panels of a few gate outputs,
-panel by panel with the hidden index outermost, so that the inner loop reads it contiguously and keeps its sums in
-registers. The panels are padded with zeros; the sums of the padding are never read.
+The projection of the inputs, X·Wᵀ + b_W for all steps, is a matrix product in front of the kernel. What is left for
+each step is R·h + b_R and element-wise work. R is packed into panels of a few gate outputs, panel by panel with the
+hidden index outermost, so that the inner loop reads it contiguously and keeps its sums in registers. The last panel is
+padded; the sums of the padding are never read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te, tirx
+import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -43,7 +44,7 @@ class Layer:
     has_initial_h: bool
     has_initial_c: bool
     has_peepholes: bool
-    has_recurrent_bias: bool  # one that is not part of the projection: of GRU with linear_before_reset
+    has_bias: bool
     has_c: bool  # whether there is a cell state: LSTM
     writes_y: bool
 
@@ -85,7 +86,7 @@ class Step:
     time: Any  # in the sequence, not in the order of computation
 
     def projected(self, gate: int, j: Any) -> Any:
-        """Element j of a gate's part of X·Wᵀ + b."""
+        """Element j of a gate's part of the projection."""
         hidden, gates = self.layer.hidden, self.layer.gates
         column = (self.direction * gates + gate) * hidden + j
         return self.buffers["projected"][self.layer.row(self.time, self.batch), column]
@@ -94,9 +95,9 @@ class Step:
         """Element j of a gate's part of the last `multiply(group, …)`; `gate` counts within the group."""
         return self.buffers[f"product{group}"][gate * self.layer.hidden + j]
 
-    def constant(self, name: str, part: int, j: Any) -> Any:
-        """Element j of a part of "peepholes" or "recurrent_bias"."""
-        return self.buffers[name][self.direction, part * self.layer.hidden + j]
+    def peephole(self, gate: int, j: Any) -> Any:
+        """Element j of a gate's peephole weights; `gate` counts in the order i, o, f."""
+        return self.buffers["peepholes"][self.direction, gate * self.layer.hidden + j]
 
     def state(self, name: str, j: Any) -> Any:
         """Element j of "h" or "c"."""
@@ -124,12 +125,13 @@ class Step:
         elementwise(self.layer.hidden, body)
 
     def multiply(self, group: int, vector: Callable[[Any], Any]) -> None:
-        """Emit the product of R's group of gates with a vector of length H, given by its elements."""
+        """Emit R·v + b for R's and b's group of gates and a vector v of length H, given by its elements."""
         panels, depth, width = (int(extent) for extent in self.buffers[f"r{group}"].ty.shape[1:])
         with T.serial(panels) as p:
             sums = IRBuilder.name("sums", T.alloc_buffer((width,), "float32", scope="local", layout=None))
             with T.vectorized(width) as lane:
-                T.buffer_store(sums, T.float32(0), [lane])
+                bias = self.buffers[f"bias{group}"][self.direction, p, lane] if self.layer.has_bias else T.float32(0)
+                T.buffer_store(sums, bias, [lane])
             with T.serial(depth) as k, T.vectorized(width) as lane:
                 weight = self.buffers[f"r{group}"][self.direction, p, k, lane]
                 T.buffer_store(sums, sums[lane] + vector(k) * weight, [lane])
@@ -148,48 +150,28 @@ def elementwise(extent: int, body: Callable[[Any], None]) -> None:
             body(whole * LANES + j)
 
 
-def panel_width(outputs: int) -> int:
-    """Gate outputs a panel, for `outputs` in all: less than PANEL where they are few."""
-    return min(PANEL, -(-outputs // LANES) * LANES)
-
-
-def packed_shape(layer: Layer, group: int) -> tuple[int, int, int, int]:
-    """Shape of R's panels for a group of gates: [D, panels, H, width]."""
-    outputs = layer.groups[group] * layer.hidden
-    width = panel_width(outputs)
-    return len(layer.backward), -(-outputs // width), layer.hidden, width
-
-
-def pack(layer: Layer, group: int) -> Callable[[te.Tensor], te.Tensor]:
-    """The computation that packs a group's gates out of R, of shape [D, G·H, H], into panels."""
+def panel_rows(layer: Layer, group: int) -> np.ndarray:
+    """Which row of R each lane of each panel of a group holds: int64 [panels, width]. The padding repeats the last."""
     first = sum(layer.groups[:group]) * layer.hidden
     outputs = layer.groups[group] * layer.hidden
-    width = panel_width(outputs)
-
-    def packed(r: te.Tensor) -> te.Tensor:
-        def element(d: Any, p: Any, k: Any, lane: Any) -> Any:
-            output = p * width + lane
-            inside = r[d, first + tirx.min(output, outputs - 1), k]
-            return tirx.if_then_else(output < outputs, inside, tirx.const(0, "float32"))
-
-        return te.compute(packed_shape(layer, group), element, name="pack_recurrent")
-
-    return packed
+    width = min(PANEL, -(-outputs // LANES) * LANES)
+    panels = -(-outputs // width)
+    return (first + np.minimum(np.arange(panels * width), outputs - 1)).reshape(panels, width)
 
 
 def recurrent_kernel(layer: Layer) -> tirx.PrimFunc:
     """The kernel of a layer.
 
     Parameters, float32 except for the lengths (int32 [B]) and in this order, those in brackets only where the layer
-    has them: projection [B·T, D·G·H]; panels of R, a group each; [lengths]; [initial h]; [initial c];
-    [peepholes [D, 3·H]]; [recurrent bias [D, H]]; then what it writes: [Y]; Y_h; [Y_c].
+    has them: projection [B·T, D·G·H]; for each group R's rows [D, panels, H, width] in the order of `panel_rows`;
+    [for each group the recurrent bias in that order, [D, panels, width]]; [lengths]; [initial h]; [initial c];
+    [peepholes [D, 3·H]]; then what it writes: [Y]; Y_h; [Y_c].
     """
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"op_pattern": OPAQUE, "tirx.noalias": True})
         buffers = {name: T.arg(name, T.buffer(shape, dtype, layout=None)) for name, shape, dtype in _parameters(layer)}
         for group in range(len(layer.groups)):
-            _, panels, _, width = packed_shape(layer, group)
-            buffers[f"product{group}"] = _scratch(f"product{group}", panels * width)
+            buffers[f"product{group}"] = _scratch(f"product{group}", panel_rows(layer, group).size)
         if len(layer.groups) > 1:
             buffers["scratch"] = _scratch("scratch", layer.hidden)
         for direction in range(len(layer.backward)):
@@ -205,14 +187,15 @@ def _scratch(name: str, extent: int) -> Any:
 def _parameters(layer: Layer) -> list[tuple[str, tuple[int, ...], str]]:
     directions, hidden = len(layer.backward), layer.hidden
     state = layer.state_shape()
+    panels = [panel_rows(layer, group).shape for group in range(len(layer.groups))]
     candidates = [
         (True, "projected", (layer.steps * layer.batch, directions * layer.gates * hidden), "float32"),
-        *((True, f"r{group}", packed_shape(layer, group), "float32") for group in range(len(layer.groups))),
+        *((True, f"r{i}", (directions, n, hidden, width), "float32") for i, (n, width) in enumerate(panels)),
+        *((layer.has_bias, f"bias{i}", (directions, *shape), "float32") for i, shape in enumerate(panels)),
         (layer.has_lengths, "lengths", (layer.batch,), "int32"),
         (layer.has_initial_h, "initial_h", state, "float32"),
         (layer.has_initial_c, "initial_c", state, "float32"),
         (layer.has_peepholes, "peepholes", (directions, 3 * hidden), "float32"),
-        (layer.has_recurrent_bias, "recurrent_bias", (directions, hidden), "float32"),
         (layer.writes_y, "y", layer.sequence_shape(), "float32"),
         (True, "h", state, "float32"),
         (layer.has_c, "c", state, "float32"),

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
-from tvm import relax, te, tirx
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
 
 from graphopt.errors import UnsupportedError
 from graphopt.targets.tvm.kernels import cells
 from graphopt.targets.tvm.kernels.activations import ACTIVATIONS, Activation
-from graphopt.targets.tvm.kernels.recurrent import Layer, Step, pack, recurrent_kernel
+from graphopt.targets.tvm.kernels.recurrent import Layer, Step, panel_rows, recurrent_kernel
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}  # which run backward
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -67,14 +70,18 @@ def _convert(
     given = {name: value for name, value in zip(INPUTS, inputs, strict=False) if value is not None}
     _check_types(node, given)
     layer = _layer(node, kind, attributes, given)
-    rows = builder.emit(relax.op.reshape(given["X"], (layer.steps * layer.batch, _shape(given["X"])[-1])))
-    projected = builder.emit(relax.op.matmul(rows, builder.emit_te(_transposed, given["W"])))
+    depth, columns = _shape(given["X"])[-1], len(layer.backward) * layer.gates * layer.hidden
+    x = builder.emit(relax.op.reshape(given["X"], (layer.steps * layer.batch, depth)))
+    weights = _reshaped(builder, _permuted(builder, given["W"], (2, 0, 1)), (depth, columns))
+    projected = builder.emit(relax.op.matmul(x, weights))
+    of_gates = np.arange(layer.gates * layer.hidden)
+    panels = [panel_rows(layer, group) for group in range(len(layer.groups))]
+    packed = [_permuted(builder, _taken(builder, given["R"], rows), (0, 1, 3, 2)) for rows in panels]
     if "B" in given:
-        projected = builder.emit(relax.op.add(projected, builder.emit_te(_bias(layer), given["B"])))
-    arguments = [projected, *(builder.emit_te(pack(layer, group), given["R"]) for group in range(len(layer.groups)))]
-    arguments += [given[name] for name in INPUTS[4:] if name in given]
-    if layer.has_recurrent_bias:
-        arguments.append(builder.emit_te(_candidate_recurrent_bias(layer), given["B"]))
+        bias = _reshaped(builder, _taken(builder, given["B"], of_gates), (columns,))
+        projected = builder.emit(relax.op.add(projected, bias))
+        packed += [_taken(builder, given["B"], len(of_gates) + rows) for rows in panels]
+    arguments = [projected, *packed, *(given[name] for name in INPUTS[4:] if name in given)]
     state = relax.TensorType(layer.state_shape(), "float32")
     made = {"Y": relax.TensorType(layer.sequence_shape(), "float32")} if layer.writes_y else {}
     made |= {"Y_h": state, "Y_c": state} if layer.has_c else {"Y_h": state}
@@ -113,7 +120,7 @@ def _layer(node: ir.Node, kind: Kind, attributes: Mapping[str, ir.Attr], given: 
         has_initial_h="initial_h" in given,
         has_initial_c="initial_c" in given,
         has_peepholes="P" in given,
-        has_recurrent_bias=kind is GRU_LINEAR_BEFORE_RESET and "B" in given,
+        has_bias="B" in given,
         has_c=kind in (LSTM, LSTM_COUPLED),
         writes_y=_is_read(node, 0),
     )
@@ -177,35 +184,29 @@ def _check_shapes(node: ir.Node, layer: Layer, given: Mapping[str, Any]) -> None
             raise _unsupported(node, f"input {name} has shape {_shape(given[name])}, not {shape}", "correct its shape")
 
 
-def _transposed(w: te.Tensor) -> te.Tensor:
-    """W, of shape [D, G·H, I], as the right factor [I, D·G·H]."""
-    directions, rows, depth = (int(extent) for extent in w.shape)
-    return te.compute((depth, directions * rows), lambda k, g: w[g // rows, g % rows, k], name="pack_input_weights")
+# Weights are rearranged here where they are constant, and by operators in front of the kernel where they are not.
 
 
-def _bias(layer: Layer) -> Callable[[te.Tensor], te.Tensor]:
-    """What of B, of shape [D, 2·G·H], is added to the projection: W's part, and R's where r does not multiply it."""
-    rows = layer.gates * layer.hidden
-    added = rows - layer.hidden if layer.has_recurrent_bias else rows
-
-    def bias(b: te.Tensor) -> te.Tensor:
-        def element(g: Any) -> Any:
-            of_w = b[g // rows, g % rows]
-            return tirx.Select(g % rows < added, of_w + b[g // rows, rows + g % rows], of_w)
-
-        return te.compute((len(layer.backward) * rows,), element, name="pack_bias")
-
-    return bias
+def _taken(builder: relax.BlockBuilder, value: Any, rows: np.ndarray) -> Any:
+    if isinstance(value, GenericConst):
+        return _constant(np.take(value.value.numpy(), rows, axis=1))
+    return builder.emit(relax.op.take(value, _constant(rows), axis=1, mode="clip"))
 
 
-def _candidate_recurrent_bias(layer: Layer) -> Callable[[te.Tensor], te.Tensor]:
-    """The recurrent bias of GRU's last gate, [D, H] out of B [D, 2·G·H]."""
-    first = (2 * layer.gates - 1) * layer.hidden
+def _permuted(builder: relax.BlockBuilder, value: Any, axes: tuple[int, ...]) -> Any:
+    if isinstance(value, GenericConst):
+        return _constant(value.value.numpy().transpose(axes))
+    return builder.emit(relax.op.permute_dims(value, axes))
 
-    def bias(b: te.Tensor) -> te.Tensor:
-        return te.compute((len(layer.backward), layer.hidden), lambda d, j: b[d, first + j], name="pack_recurrent_bias")
 
-    return bias
+def _reshaped(builder: relax.BlockBuilder, value: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(value, GenericConst):
+        return _constant(value.value.numpy().reshape(shape))
+    return builder.emit(relax.op.reshape(value, shape))
+
+
+def _constant(array: np.ndarray) -> Any:
+    return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array)))
 
 
 def _is_read(node: ir.Node, index: int) -> bool:
