@@ -103,6 +103,7 @@ def run_passes(
     interface = Interface.of(model)
     watch = OutputWatch(model, context.calibration, context.seed) if compare else None
     size = _Size.of(model)
+    snapshot = Snapshot(model)
     if dump_ir is not None:
         _dump(model, dump_ir, "00-original")
     records = []
@@ -110,7 +111,6 @@ def run_passes(
         spec = format_spec(item)
         context.progress(number - 1, len(passes), spec)
         name = f"{number:02d}-{item.name}"
-        snapshot = Snapshot(model)
         start = time.perf_counter()
         try:
             result = _run_one(item, spec, model, context)
@@ -123,7 +123,9 @@ def run_passes(
             raise _with_advice(error, dump_ir, name) from error.__cause__
         if dump_ir is not None and result.changed:
             _dump(model, dump_ir, name)
-        before, size = size, _Size.of(model) if result.changed else size
+        before = size
+        if result.changed:
+            size, snapshot = _Size.of(model), Snapshot(model)
         records.append(_record(item, spec, result, seconds, verdict, before, size))
     context.progress(len(passes), len(passes), "")
     return records
@@ -150,10 +152,13 @@ def _check(spec: str, model: ir.Model, result: PassResult, snapshot: Snapshot, i
     """Raises PassError unless the graph is right and `result.changed` is honest."""
     try:
         verify_structure(model)  # what follows reads graphs that are sound
-        refresh_shapes(model)
         if fault := snapshot.dishonesty(model, result.changed):
             raise PassError(f"pass '{spec}': {fault}", where=snapshot.difference(model))
-        verify(model, interface=interface)
+        if fault := interface.difference(Interface.of(model)):
+            raise PassError(f"after pass '{spec}': the public interface changed: {fault}")
+        if result.changed:
+            refresh_shapes(model)
+            verify(model, interface=interface)
     except (VerifyError, ShapeError) as error:
         raise PassError(f"after pass '{spec}': {error.what}", where=error.where, advice=error.advice) from error
 

@@ -135,7 +135,7 @@ def test_what_onnx_runtime_cannot_load_is_an_error_with_its_reason(text: str, ki
 
 def test_a_failure_while_running_is_a_model_error_with_its_reason() -> None:
     model = parse("g (float[2] x, int64[1] s) => (float[N] y) { y = Reshape(x, s) }")
-    with pytest.raises(ModelError, match="ONNX Runtime failed while running the model: .*Reshape"):
+    with pytest.raises(ModelError, match=r"ONNX Runtime failed while running the model: .*Reshape"):
         Session(model).run({"x": np.zeros(2, np.float32), "s": np.array([3])})
 
 

@@ -277,7 +277,7 @@ def test_a_result_that_cannot_be_computed_is_a_fault_of_the_pass() -> None:
     def use_own(model: ir.Model) -> None:
         node(model, "id").domain = "my.own"
 
-    with pytest.raises(PassError, match="the original could be computed, the result cannot: .*Identity"):
+    with pytest.raises(PassError, match=r"the original could be computed, the result cannot: .*Identity"):
         run_passes(small(), [make(use_own)], PassContext())
 
 
