@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 130  # typer's exit status for Ctrl-C, and the shell's
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.", show_default=False)]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A bundle that `optimize` wrote.", show_default=False)]
 Plugins = Annotated[
@@ -308,6 +310,10 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
         app(arguments, prog_name="graphopt")
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            console.print_interrupted()
+        raise
     except GraphoptError as error:
         if trace:
             traceback.print_exc()
