@@ -27,10 +27,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graphopt.targets.tvm": (*CORE, "graphopt.deploy"),  # the driver implements the header, which knows no backend
     "graphopt.passes": CORE,
     "graphopt.deploy": CORE,
-    # The public API and the command line look up concrete passes and targets.
+    # The public API and the command line alone look up concrete passes and targets.
+    "graphopt.__main__": ("graphopt",),
     "graphopt.api": ("graphopt",),
-    "graphopt.resolution": ("graphopt",),
     "graphopt.cli": ("graphopt",),
+    "graphopt.console": ("graphopt",),
+    "graphopt.inspection": ("graphopt",),
+    "graphopt.output_folder": ("graphopt",),
+    "graphopt.resolution": ("graphopt",),
+    "graphopt.source": ("graphopt",),
 }
 
 
