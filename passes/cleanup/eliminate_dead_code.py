@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
 
-from graphopt.passes.cleanup.rewiring import is_standard, opset_of
+from graphopt.passes.cleanup.rewiring import is_standard, opset_of, remove_if_unused
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 
@@ -56,8 +56,7 @@ def _sweep(graph: ir.Graph, version: int) -> tuple[int, int]:
     """Remove dead nodes from the last to the first; how many nodes, and how many arguments of live ones, went."""
     nodes = arguments = 0
     for node in reversed(graph):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
+        if remove_if_unused(node):
             nodes += 1
             continue
         arguments += _drop_optional_outputs(node, version)

@@ -27,6 +27,7 @@ from graphopt.passes.cleanup.rewiring import (
     constant,
     has_parameter,
     is_standard,
+    is_used,
     remove_if_unused,
     replace,
     same_shape,
@@ -49,7 +50,7 @@ class MergeReshapes(Pass):
         declined = []
         for graph in model.graphs():
             for node in graph:
-                if not _only_reshapes(node):
+                if not (_only_reshapes(node) and is_used(node)):
                     continue
                 source, chain = _source(node)
                 gone = same_shape(source, node.outputs[0]) and replace(node.outputs[0], source)

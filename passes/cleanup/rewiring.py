@@ -59,9 +59,14 @@ def replace(old: ir.Value, new: ir.Value) -> bool:
     return bool(uses)
 
 
+def is_used(node: ir.Node) -> bool:
+    """Whether anything reads an output of `node`, or one is the graph's."""
+    return any(output.uses() or output.is_graph_output() for output in node.outputs)
+
+
 def remove_if_unused(node: ir.Node) -> bool:
     """Remove `node` from its graph if nothing uses its outputs; whether it was removed."""
-    if node.graph is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+    if node.graph is None or is_used(node):
         return False
     node.graph.remove(node, safe=True)
     return True
