@@ -17,7 +17,7 @@ PACKAGE = ROOT / "graphopt"
 # targets.base is pure description and imports nothing, so that contexts and registries can name its types.
 CORE = ("graphopt.errors", "graphopt.ir", "graphopt.analysis", "graphopt.pipeline", "graphopt.targets.base")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "graphopt": (*CORE, "graphopt.api"),
+    "graphopt": ("graphopt",),  # the public API
     "graphopt.errors": (),
     "graphopt.ir": ("graphopt.errors",),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir"),
