@@ -20,13 +20,14 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import AccuracyDrop, load_labels, measure_drop
 from graphopt.analysis.samples import Samples, load_samples
 from graphopt.errors import DataError, ToleranceError, UsageError
+from graphopt.formatting import Report, to_json
 from graphopt.output_folder import check_destination, replacing
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.options import Option, options_of, write_value
 from graphopt.pipeline.recipe import Recipe, write_recipe
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
-from graphopt.pipeline.report import Report, Snapshot, build_report, to_json
+from graphopt.pipeline.report import Snapshot, build_report
 from graphopt.pipeline.report_html import to_html
 from graphopt.pipeline.spec import parse_spec
 from graphopt.resolution import Request, resolve

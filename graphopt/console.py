@@ -1,6 +1,7 @@
 """What the command line prints for people: tables, progress, warnings and errors.
 
 Names from models are never read as markup, and control characters in them are shown, not sent to the terminal.
+Little is imported here, so that the command line is there to report an error, or Ctrl-C, in what it imports then.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt.errors import GraphoptError
-from graphopt.pipeline.base import Progress as ProgressCallback
-from graphopt.pipeline.options import write_value
-from graphopt.pipeline.report import Report, plain, to_json
-from graphopt.pipeline.report_html import TOTALS, change, count, number, shape, si, size, worst
+from graphopt.formatting import TOTALS, Report, change, count, number, plain, shape, si, size, to_json, worst
 
 if TYPE_CHECKING:
     from graphopt.api import OptimizeResult, PassInfo
     from graphopt.deploy.bench import Benchmark
     from graphopt.deploy.verify import Verification
     from graphopt.inspection import CompareResult
+    from graphopt.pipeline.base import Progress as ProgressCallback
     from graphopt.targets.base import TargetDescription
 
 _WIDE = 220  # columns where there is no terminal: nothing is cut in a file
@@ -166,6 +165,8 @@ def print_benchmark(result: Benchmark) -> None:
 
 def print_passes(found: Iterable[PassInfo]) -> None:
     """Passes with their options."""
+    from graphopt.pipeline.options import write_value
+
     table = _table("passes", "pass", "", "default", "what it does", "options")
     for item in found:
         options = "\n".join(f"{o.name}={write_value(o.default, o.type)}  {o.doc} ({o.kind})" for o in item.options)

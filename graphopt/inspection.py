@@ -16,10 +16,11 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.comparison import OutputComparison, compare_runs
 from graphopt.analysis.samples import Samples, load_samples, probe_samples
 from graphopt.errors import GraphoptError, ModelError, ShapeError
+from graphopt.formatting import Report, plain
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import PassRecord, run_passes
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
-from graphopt.pipeline.report import Report, Snapshot, build_report, plain
+from graphopt.pipeline.report import Snapshot, build_report
 from graphopt.pipeline.spec import format_spec, parse_spec
 from graphopt.source import Source, collected_warnings, file_bytes, title
 

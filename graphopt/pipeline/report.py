@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ import onnx_ir as ir
 
 import graphopt
 from graphopt.analysis.cost import LayerCost, layer_costs, total
+from graphopt.formatting import Report, plain
 from graphopt.ir import fingerprint
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new fields may come without
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-
-Report = dict[str, Any]  # of the shape that report.schema.json describes
 
 _TOOLS = ("apache-tvm", "numpy", "onnx", "onnx-graphsurgeon", "onnx-ir", "onnxruntime", "onnxscript", "ziglang")
 
@@ -107,11 +104,6 @@ def build_report(
         "library": None if library is None else _library(library, library_name),
         "warnings": list(warnings),
     }
-
-
-def to_json(report: Report | Sequence[Report]) -> str:
-    """The report as text: two blanks of indent, keys in the schema's order, a final newline."""
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @functools.cache
@@ -208,14 +200,3 @@ def _library(library: Library, name: str) -> dict[str, Any]:
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "type": spec.dtype, "shape": list(spec.shape)}
-
-
-def plain(value: Any) -> Any:
-    """`value` in the types of JSON. JSON has no infinity and no NaN: they become the strings that Python prints."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
