@@ -327,8 +327,9 @@ def _build(
 ) -> Library:
     """Fill `folder` with the library, header, example and CMake package."""
     from graphopt.deploy import write_bundle
+    from graphopt.targets.tvm.backend import TvmBackend
 
-    return write_bundle(model, target, name=name, folder=folder, jobs=jobs, progress=progress)
+    return write_bundle(model, target, name=name, folder=folder, jobs=jobs, progress=progress, backend=TvmBackend())
 
 
 def _accuracy(

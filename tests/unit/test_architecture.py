@@ -21,7 +21,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graphopt.errors": (),
     "graphopt.ir": ("graphopt.errors",),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir"),
-    "graphopt.pipeline": ("graphopt.errors", "graphopt.ir", "graphopt.analysis", "graphopt.targets.base"),
+    "graphopt.formatting": (),
+    "graphopt.pipeline": (
+        "graphopt.errors",
+        "graphopt.formatting",
+        "graphopt.ir",
+        "graphopt.analysis",
+        "graphopt.targets.base",
+    ),
     "graphopt.targets.base": (),
     "graphopt.targets": ("graphopt.errors", "graphopt.ir", "graphopt.analysis", "graphopt.targets.base"),
     "graphopt.targets.tvm": (*CORE, "graphopt.deploy"),  # the driver implements the header, which knows no backend
