@@ -11,6 +11,8 @@ import onnx_ir as ir
 from graphopt.errors import ShapeError
 from graphopt.ir.text import to_text
 
+# Data propagation keeps one table for both branches of an If, and fails where they use a name alike, as they may.
+_NAME_IN_TWO_BRANCHES = "already exists"
 _FAULTY_NODE = re.compile(r"\(op_type:(?P<op>[^,()]*)(?:, node name: (?P<name>.*?))?\): ")
 
 
@@ -23,6 +25,11 @@ def infer(model: ir.Model, proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # InferenceError, ValueError, RuntimeError, by version and fault
+        if _NAME_IN_TWO_BRANCHES not in str(error):
+            raise _explained(model, str(error)) from error
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except Exception as error:
         raise _explained(model, str(error)) from error
 
 

@@ -227,12 +227,16 @@ _RULES: dict[str, Callable[[ir.Model, ir.Node, Operands], Entries | None]] = {
 def _fold_target(node: ir.Node, known: Mapping[ir.Value, Entries]) -> bool:
     """Make the target of a Reshape constant if its entries allow it."""
     old = node.inputs[1] if len(node.inputs) > 1 else None
-    if old is None or old not in known:
+    if old is None or old not in known or old.is_initializer():
         return False
     target = _written_target(known[old], _dimensions(node.inputs[0]), node)
     if target is None or not isinstance(node.graph, ir.Graph):
         return False
-    node.replace_input_with(1, add_initializer(node.graph, f"{old.name}", np.array(target, dtype=np.int64)))
+    array = np.array(target, dtype=np.int64)
+    if len(old.uses()) == 1 and not old.is_graph_output():
+        constant_instead(node.graph, old, array)
+    else:
+        node.replace_input_with(1, add_initializer(node.graph, f"{old.name}", array))
     _remove_unused(old)
     return True
 

@@ -47,6 +47,10 @@ def _inline(model: ir.Model, node: ir.Node) -> None:
         value_.name = _fresh(value_.name or "v", names)
     for initializer in initializers:
         graph.register_initializer(initializer)
+    node_names = {other.name for other in graph if other.name}
+    for moved in nodes:
+        if moved.name:
+            moved.name = _fresh(moved.name, node_names)
     graph.insert_before(node, nodes)
     for output, result in zip(node.outputs, results, strict=True):
         if output.is_graph_output() and not may_take_name_of(result, output):

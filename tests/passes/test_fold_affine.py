@@ -165,8 +165,10 @@ DECLINED = [
 @pytest.mark.parametrize(("text", "constant", "reason"), [case[1:] for case in DECLINED], ids=[c[0] for c in DECLINED])
 def test_declines_and_says_why(text: str, constant: Array, reason: str) -> None:
     model = parse(
-        header() + f"g (float[1,3,4,4] x) => (float[A,B,C,D] z) {{ {text} }}".replace(
-            "float[A,B,C,D]", "float[A,B]" if "Gemm" in text else "float[A,B,C,D,E]" if constant.ndim == 5 else "float[A,B,C,D]"
+        header()
+        + f"g (float[1,3,4,4] x) => (float[A,B,C,D] z) {{ {text} }}".replace(
+            "float[A,B,C,D]",
+            "float[A,B]" if "Gemm" in text else "float[A,B,C,D,E]" if constant.ndim == 5 else "float[A,B,C,D]",
         ),
         w=normal(5, 3, 1, 1),
         g=normal(1, 5),

@@ -243,7 +243,9 @@ DECLINED = [
 @pytest.mark.parametrize(("text", "weights", "reason"), [case[1:] for case in DECLINED], ids=[c[0] for c in DECLINED])
 def test_declines_and_says_why(text: str, weights: dict[str, Array], reason: str) -> None:
     constants = {"w": normal(3, 3, 11, 11)} | statistics(3) | weights
-    model = parse(header(17) + f"g (float[1,3,12,12] x, float[3,3,3,3] u) => (float[N,C,H,W] z) {{ {text} }}", **constants)
+    model = parse(
+        header(17) + f"g (float[1,3,12,12] x, float[3,3,3,3] u) => (float[N,C,H,W] z) {{ {text} }}", **constants
+    )
     feeds = {"x": normal(1, 3, 12, 12), "u": normal(3, 3, 3, 3)}
     outcome = check(FoldBatchNorm(), model, changes=False, feeds=feeds)
     [(_, said)] = outcome.reasons().items()
@@ -312,7 +314,9 @@ def test_random_chains_keep_their_outputs(data: st.DataObject) -> None:
             ins = outs
         elif kind == "norm":
             body.append(f"{out} = BatchNormalization({value}, g{index}, b{index}, m{index}, s{index})")
-            weights |= dict(zip((f"g{index}", f"b{index}", f"m{index}", f"s{index}"), statistics(ins).values(), strict=True))
+            weights |= dict(
+                zip((f"g{index}", f"b{index}", f"m{index}", f"s{index}"), statistics(ins).values(), strict=True)
+            )
         elif kind == "relu":
             body.append(f"{out} = Relu({value})")
         else:
