@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.errors import UsageError
@@ -46,6 +46,7 @@ def read(source: str, passes: Registry[type[Pass]] | None = None) -> Recipe:
     return read_recipe(source, origin="r.toml", passes=passes or make_registry(), plugin=lambda path: None)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(recipes.filter(is_unicode))
 def test_a_recipe_is_read_back_without_loss_and_written_as_the_same_bytes(recipe: Recipe) -> None:
     written = write_recipe(recipe)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.errors import UsageError
@@ -95,6 +95,7 @@ def same(first: Any, second: Any) -> bool:
     return repr(dataclasses.astuple(first)) == repr(dataclasses.astuple(second))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(everything)
 def test_a_pass_is_read_back_from_its_spec_without_loss(item: Everything) -> None:
     registry = make_registry()
@@ -104,6 +105,7 @@ def test_a_pass_is_read_back_from_its_spec_without_loss(item: Everything) -> Non
     assert format_spec(found) == text
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text() | st.text(alphabet='everything{}[]=," \\flagcountlyr0.5').map(lambda tail: f"everything{{{tail}"))
 def test_any_text_is_a_pass_or_a_usage_error(text: str) -> None:
     try:
