@@ -1,0 +1,171 @@
+"""The JSON report: it fits its schema, is deterministic, and says what was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jsonschema
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+import graphopt
+import graphopt.ir as graph_ir
+from graphopt.analysis.accuracy import AccuracyDrop
+from graphopt.analysis.comparison import OutputComparison
+from graphopt.formatting import plain, to_json
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+from graphopt.pipeline.manager import run_passes
+from graphopt.pipeline.registry import TARGETS
+from graphopt.pipeline.report import SCHEMA_FILE, SCHEMA_VERSION, Snapshot, build_report, tool_versions
+from graphopt.targets.base import Library, TensorSpec
+
+SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+@dataclasses.dataclass(frozen=True)
+class DropIdentity(Pass):
+    """Remove the Identity; decline the first MatMul."""
+
+    name: ClassVar[str] = "drop-identity"
+    exact: ClassVar[bool] = True
+    share: float = option(0.5, "a number")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        for node in list(model.graph):
+            if node.op_type == "Identity":
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+                model.graph.remove(node, safe=True)
+        return PassResult(True, {"removed": 1, "best": float("inf")}, (Declined("first", "its <weight> is shared"),))
+
+
+def model() -> ir.Model:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17], producer_name: "tests">
+        net (float[1,4] x) => (float[1,4] y) { a = MatMul(x, w) b = Identity(a) y = MatMul(b, w) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    for node, name in zip(proto.graph.node, ("first", "pass", "second"), strict=True):
+        node.name = name
+    loaded = graph_ir.load(proto)
+    graph_ir.refresh_shapes(loaded)
+    return loaded
+
+
+def full_report(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A report with every part."""
+    work = model()
+    before = Snapshot.of(work, name="net", file_bytes=1000)
+    records = run_passes(work, [DropIdentity(share=0.25)], PassContext())
+    for suffix in ("so", "a"):
+        (folder / f"libnet.{suffix}").write_bytes(b"x" * 10)
+    library = Library(
+        shared=folder / "libnet.so", static=folder / "libnet.a",
+        inputs=(TensorSpec("x", "float32", (1, 4)),), outputs=(TensorSpec("y", "float32", (1, 4)),),
+        arena_bytes=64, weight_bytes=64, workspace_bytes=0,
+        layers=({"name": "first", "kernel": "matmul", "nodes": ["first"]}, {"kernel": "matmul", "nodes": ["second"]}),
+        timings={"compile": 12.5},
+    )  # fmt: skip
+    arguments: dict[str, Any] = {
+        "after": Snapshot.of(work, name="net", file_bytes=900),
+        "passes": records,
+        "comparison": [OutputComparison("y", 0.0, 0.0, float("inf"), 1.0)],
+        "accuracy": AccuracyDrop("agreement", "y", 1.0, 0.75, 8),
+        "target": TARGETS.find("cortex-a76"),
+        "recipe": {"target": "cortex-a76", "seed": 0, "pass": [{"name": "drop-identity", "share": 0.25}]},
+        "library": library,
+        "library_name": "net",
+        "warnings": ["something"],
+    }
+    return build_report("optimize", before, **(arguments | changes))
+
+
+def test_the_schema_is_valid_and_of_this_version() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["schema_version"] == {"const": SCHEMA_VERSION}
+
+
+def test_a_full_report_fits_the_schema(tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    jsonschema.validate(report, SCHEMA)
+    assert json.loads(to_json(report)) == report
+
+
+def test_a_report_on_a_model_in_memory_fits_the_schema() -> None:
+    jsonschema.validate(build_report("inspect", Snapshot.of(model(), name="net", file_bytes=None)), SCHEMA)
+
+
+@pytest.mark.parametrize("part", ["totals", "layers", "library", "warnings", "tools"])
+def test_the_schema_refuses_a_report_without_a_part(part: str, tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    del report[part]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, SCHEMA)
+
+
+def test_the_schema_describes_every_key(tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    report["layers"][0]["surprise"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="surprise"):
+        jsonschema.validate(report, SCHEMA)
+
+
+def test_it_says_what_each_pass_did_and_declined(tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    (record,) = report["passes"]
+    assert record["spec"] == "drop-identity{share=0.25}" and record["exact"] and record["changed"]
+    assert record["nodes"] == {"before": 3, "after": 2} and record["macs"] == {"before": 32, "after": 32}
+    assert record["statistics"] == {"removed": 1, "best": "inf"}
+    assert record["declined"] == [{"layer": "first", "reason": "its <weight> is shared"}]
+    assert record["comparison"][0]["name"] == "y" and record["comparison_skipped"] == ""
+
+
+def test_layers_carry_costs_kernels_and_reasons(tmp_path: Path) -> None:
+    first, second = full_report(tmp_path)["layers"]
+    assert (first["name"], first["op"], first["macs"], first["params"]) == ("first", "MatMul", 16, 16)
+    assert first["inputs"] == [[1, 4], [4, 4]] and first["outputs"] == [[1, 4]]
+    assert first["declined"] == [{"pass": "drop-identity{share=0.25}", "reason": "its <weight> is shared"}]
+    assert second["kernels"] == ["matmul"] and second["declined"] == []
+
+
+def test_totals_count_a_shared_weight_once(tmp_path: Path) -> None:
+    totals = full_report(tmp_path)["totals"]
+    assert totals["before"] == totals["after"] | {"nodes": 3, "layers": 3, "activation_bytes": 48, "file_bytes": 1000}
+    assert totals["after"]["params"] == 16 and totals["after"]["file_bytes"] == 900
+
+
+def test_it_holds_neither_seconds_nor_the_folder(tmp_path: Path) -> None:
+    text = to_json(full_report(tmp_path))
+    assert str(tmp_path) not in text and "12.5" not in text and "seconds" not in text
+    assert not re.search(r"\b20\d\d-\d\d-\d\d", text)
+
+
+def test_the_same_work_gives_the_same_text(tmp_path: Path) -> None:
+    assert to_json(full_report(tmp_path)) == to_json(full_report(tmp_path))
+
+
+def test_numbers_that_json_lacks_become_words() -> None:
+    assert plain({"a": (1, float("nan")), "b": -float("inf")}) == {"a": [1, "nan"], "b": "-inf"}
+    with pytest.raises(ValueError):
+        to_json({"a": float("nan")})
+
+
+def test_tools_are_named_with_versions_and_without_importing_them() -> None:
+    versions = tool_versions()
+    assert versions["graphopt"] == graphopt.__version__ and versions["onnx"] == onnx.__version__
+    assert all(versions.values())
+
+
+def test_every_field_of_the_schema_is_in_the_documentation() -> None:
+    text = (Path(graphopt.__file__).resolve().parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    fields = set(SCHEMA["properties"]) | {
+        name for part in SCHEMA["$defs"].values() for name in part.get("properties", ())
+    }
+    missing = sorted(name for name in fields if f"`{name}`" not in text)
+    assert not missing
