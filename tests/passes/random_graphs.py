@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import graphopt.ir as graph_ir
+from graphopt.pipeline.base import PassContext
 
 Shape = tuple[int, ...]
 IR_VERSION = 8
 OPSETS = (8, 9, 11, 13, 17, 18)
+CONTEXT = PassContext()
 
 
 class Builder:
