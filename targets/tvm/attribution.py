@@ -7,6 +7,7 @@ with the calls before fusion that have the same callee and arguments.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -42,7 +43,7 @@ def node_indices(unfused: tvm.IRModule, fused: tvm.IRModule) -> list[tuple[int, 
                     nodes.append(node)
                 before[binding.var] = _result(inner, scope)
                 found.append(tuple(sorted(set(nodes))))
-            elif isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+            elif _is_call(value):
                 original, node = _take(origin, value, before)
                 before[binding.var] = original
                 found.append((node,))
@@ -72,8 +73,16 @@ def _calls(function: relax.Function) -> list[tuple[Any, Any]]:
         (binding.var, binding.value)
         for block in function.body.blocks
         for binding in block.bindings
-        if isinstance(binding.value, relax.Call) and getattr(binding.value.op, "name", "") == "relax.call_tir"
+        if _is_call(binding.value)
     ]
+
+
+def _is_call(expression: Any) -> bool:
+    return isinstance(expression, relax.Call) and getattr(expression.op, "name", "") == "relax.call_tir"
+
+
+def _call_key(call: Any, scope: dict[Any, Any]) -> tuple[Any, ...]:
+    return (call.args[0].name_hint, tuple(_key(argument, scope) for argument in call.args[1].fields))
 
 
 def _key(expression: Any, scope: dict[Any, Any]) -> Any:
@@ -85,13 +94,13 @@ def _key(expression: Any, scope: dict[Any, Any]) -> Any:
     if isinstance(expression, relax.Tuple):
         return ("tuple", *(_key(item, scope) for item in expression.fields))
     if isinstance(expression, tvm.ir.GenericConst):
-        return ("constant", tuple(expression.value.shape), str(expression.value.dtype))
+        array = expression.value.numpy()
+        return ("constant", array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
     return ("other", str(expression))
 
 
 def _take(origin: dict[tuple[Any, ...], list[tuple[Any, int]]], call: Any, scope: dict[Any, Any]) -> tuple[Any, int]:
-    key = (call.args[0].name_hint, tuple(_key(argument, scope) for argument in call.args[1].fields))
-    candidates = origin[key]
+    candidates = origin[_call_key(call, scope)]
     return candidates.pop(0) if len(candidates) > 1 else candidates[0]
 
 

@@ -17,6 +17,7 @@ from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
 from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.lower import Call, Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
+from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
 from graphopt.targets.tvm.schedule import schedule
 from graphopt.targets.tvm.workers import compile_in_parallel
@@ -27,7 +28,7 @@ class TvmBackend:
 
     def unsupported(self, model: ir.Model) -> list[tuple[str, str, str]]:
         """(operator, node name, reason) of each node that `build` would refuse."""
-        return unsupported_nodes(model)
+        return unsupported_nodes(prepare(model))
 
     def build(
         self,
@@ -46,6 +47,7 @@ class TvmBackend:
             workdir = Path(scratch)
             clock = _Clock(timings, progress)
             clock.start("import to Relax")
+            model = prepare(model)
             module = import_model(model)
             clock.start("fuse operators")
             tvm_target = codegen.tvm_target(target)

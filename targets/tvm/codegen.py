@@ -111,7 +111,9 @@ def _with_pointer_parameters(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tu
 
     def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
         if buffer_bytes(allocation.buffer) <= STACK_BYTES:
-            return tirx.AllocBuffer(allocation.buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)})  # else TVM asks for workspace
+            return tirx.AllocBuffer(
+                allocation.buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+            )  # else TVM asks for workspace
         if allocation.buffer.name in inside_parallel:
             raise InternalError(
                 f"kernel {function.attrs['global_symbol']!r} allocates {buffer_bytes(allocation.buffer)} bytes for "
@@ -148,4 +150,6 @@ def _refuse_runtime_calls(symbol: str, function: tirx.PrimFunc) -> None:
 
     tvm_ffi.structural_map(function.body, (tvm.ir.Call, note), order="post")
     if called:
-        raise UnsupportedError(f"kernel {symbol!r} calls {', '.join(called)} of TVM's runtime, which no bundle contains")
+        raise UnsupportedError(
+            f"kernel {symbol!r} calls {', '.join(called)} of TVM's runtime, which no bundle contains"
+        )

@@ -11,6 +11,7 @@ from tvm import relax, tirx
 
 from graphopt.errors import UnsupportedError
 from graphopt.targets.tvm.attribution import node_indices
+from graphopt.targets.tvm.constant_evaluation import evaluate_constants
 from graphopt.targets.tvm.kernels import LEGALIZE
 
 
@@ -52,6 +53,8 @@ def lower(module: tvm.IRModule, target: tvm.target.Target) -> Lowered:
     with target:
         unfused = tvm.transform.Sequential(
             [
+                transform.CanonicalizeBindings(),
+                tvm.transform.module_pass(lambda mod, _: evaluate_constants(mod), opt_level=0),
                 transform.CanonicalizeBindings(),
                 transform.DecomposeOpsForInference(),
                 transform.LegalizeOps(LEGALIZE, enable_warning=False),

@@ -28,3 +28,6 @@ REFUSED: dict[str, str] = {
     "Loop": "loops have no lowering; unroll it before export",
     "Scan": "scans have no lowering; unroll it before export",
 }
+
+# Operators with a definition in terms of others that TVM's importer computes otherwise than ONNX says.
+EXPANDED: frozenset[str] = frozenset()
