@@ -269,6 +269,16 @@ def test_a_custom_operator_is_uncounted_not_zero() -> None:
     assert cost.op == "com.acme::Magic" and cost.macs is None and "com.acme::Magic" in cost.notes[0]
 
 
+def test_weights_count_where_types_were_not_inferred() -> None:
+    text = (
+        "g (float[1,4] x) => (float[1,2] z)"
+        " { w = Constant<value = float[2,4] {1,1,1,1,1,1,1,1}>() t = Transpose<perm=[1,0]>(w) z = MatMul(x, t) }"
+    )
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> {text}')
+    costs = {cost.op: cost for cost in layer_costs(ir.from_proto(proto))}
+    assert costs["Transpose"].params == 0 and costs["MatMul"].params == 8 and costs["MatMul"].weight_bytes == 32
+
+
 def test_shapes_that_contradict_the_operator_are_noted_not_raised() -> None:
     broken = model("g (float[2,3] x) => (float[2,3] y) { y = Identity(x) }")
     node = ir.node("LSTM", [broken.graph.inputs[0]])

@@ -1,0 +1,109 @@
+"""What a request comes to: passes in order, options over recipe, and refusals before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import onnx_ir as ir
+import pytest
+
+from graphopt import resolution
+from graphopt.errors import UsageError
+from graphopt.passes.cleanup import DEFAULT
+from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.recipe import Recipe, read_recipe, write_recipe
+from graphopt.pipeline.registry import PASSES
+from graphopt.pipeline.spec import format_spec
+from graphopt.resolution import Request, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrink(Pass):
+    """Stands for pruning and the rest, which come in their own issues."""
+
+    name: ClassVar[str] = "shrink-of-test-resolution"
+    exact: ClassVar[bool] = False
+    ratio: float = option(0.0, "how much")
+    scheme: str = option("", "which")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        return PassResult(False)
+
+
+@pytest.fixture
+def shorthands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--prune, --factorize and --quantize stand for Shrink."""
+    PASSES.add(Shrink, "test_resolution")
+    table = {"prune": (Shrink.name, "ratio"), "factorize": (Shrink.name, "ratio"), "quantize": (Shrink.name, "scheme")}
+    monkeypatch.setattr(resolution, "SHORTHANDS", table)
+
+
+def specs(recipe: Recipe) -> list[str]:
+    return [format_spec(item) for item in recipe.passes]
+
+
+def test_the_default_is_the_clean_up_for_arm() -> None:
+    recipe = resolve(Request())
+    assert recipe.target == "arm" and specs(recipe) == list(DEFAULT)
+
+
+def test_what_is_asked_for_stands_between_two_clean_ups_and_quantize_last(shorthands: None) -> None:
+    recipe = resolve(Request(prune=0.5, factorize=0.25, quantize="int8", passes=["fold-pad"], calib="data.npz"))
+    name = Shrink.name
+    assert specs(recipe) == [
+        *DEFAULT, f"{name}{{ratio=0.5}}", f"{name}{{ratio=0.25}}", "fold-pad", *DEFAULT, f"{name}{{scheme=int8}}",
+    ]  # fmt: skip
+
+
+def test_a_recipe_runs_as_it_stands_and_options_override_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('target = "cortex-a53"\nseed = 7\n[shapes]\n"a" = [1]\n"b" = [2]\n[[pass]]\nname = "fold-pad"\n')
+    plain = resolve(Request(recipe=path))
+    assert (plain.target, plain.seed, specs(plain)) == ("cortex-a53", 7, ["fold-pad"])
+    changed = resolve(Request(recipe=path, target="host", seed=0, shapes={"b": [3]}, passes=["fold-affine"]))
+    assert (changed.target, changed.seed, specs(changed)) == ("host", 0, ["fold-pad", "fold-affine"])
+    assert changed.shapes == {"a": (1,), "b": (3,)}
+
+
+def test_the_resolved_recipe_resolves_to_itself(shorthands: None) -> None:
+    recipe = resolve(Request(target="host", prune=0.5, passes=["fold-pad"], calib="data.npz", max_drop=0.01, seed=3))
+    assert resolve(Request(recipe=read_recipe(write_recipe(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("option_name", ["prune", "factorize", "quantize"])
+def test_a_short_option_without_its_pass_is_refused(option_name: str) -> None:
+    value = "int8" if option_name == "quantize" else 0.5
+    name = resolution.SHORTHANDS[option_name][0]
+    if name in PASSES.names():
+        pytest.skip(f"the pass {name} is there")
+    with pytest.raises(UsageError, match=f"--{option_name} needs the pass '{name}'"):
+        resolve(Request(**{option_name: value}))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5])
+def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
+    with pytest.raises(UsageError, match="from 0 to less than 1"):
+        resolve(Request(prune=ratio))
+
+
+def test_nothing_asked_for_is_nothing_done() -> None:
+    assert resolve(Request(prune=0.0, factorize=0.0, quantize="none")) == resolve(Request())
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown target 'cortex-a75'"):
+        resolve(Request(target="cortex-a75"))
+
+
+def test_labels_and_max_drop_need_data(shorthands: None) -> None:
+    for request in (Request(labels="l.npy"), Request(labels_in_memory=True), Request(prune=0.5, max_drop=0.1)):
+        with pytest.raises(UsageError, match="samples of --calib"):
+            resolve(request)
+        resolve(dataclasses.replace(request, calib_in_memory=True))
+        resolve(dataclasses.replace(request, calib="data.npz"))
+
+
+def test_max_drop_without_a_lossy_pass_needs_none() -> None:
+    assert resolve(Request(max_drop=0.1)).max_drop == 0.1
