@@ -72,7 +72,7 @@ def _nodes_to_turn(graph: ir.Graph, permutation: Permutation, version: int) -> d
     unit = len(free) + 1  # a transpose costs more than turning every node
     best, (side, _) = nx.minimum_cut(network, TURNED, KEPT)
     for node in free:
-        network.add_edge(node, KEPT)  # an edge without capacity holds them together
+        del network.edges[node, KEPT]["capacity"]  # an edge without capacity holds its ends together
     present, _ = nx.minimum_cut(network, TURNED, KEPT)
     if best // unit >= present // unit:
         return {}
