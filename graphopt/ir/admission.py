@@ -22,9 +22,18 @@ def newest_opset() -> int:
     return int(onnx.defs.onnx_opset_version())
 
 
-def canonical_domain(domain: str) -> str:
+def _canonical_domain(domain: str) -> str:
     """ "ai.onnx" is another name of the default domain ""."""
     return "" if domain == "ai.onnx" else domain
+
+
+def name_default_domain(proto: onnx.ModelProto) -> None:
+    """Write the default domain as "" everywhere, in place: onnx's tools do not know its other name."""
+    for named in (*proto.opset_import, *each_node(proto), *proto.functions):
+        named.domain = _canonical_domain(named.domain)
+    for function in proto.functions:
+        for entry in function.opset_import:
+            entry.domain = _canonical_domain(entry.domain)
 
 
 @cache
@@ -39,13 +48,14 @@ def _schemas_by_domain() -> dict[str, dict[str, int]]:
 
 def is_standard(domain: str) -> bool:
     """Whether the onnx package defines the operators of `domain`."""
-    return canonical_domain(domain) in _schemas_by_domain()
+    return domain in _schemas_by_domain()
 
 
 def check_model(proto: onnx.ModelProto, origin: str) -> None:
     """Raise ModelError unless `proto` is valid ONNX whose standard operators are all known.
 
-    Operators of custom domains pass. The data of tensors is not looked at: see `tensors.check_tensors`.
+    Operators of custom domains pass; the default domain is named "", see `name_default_domain`. The data of tensors is
+    not looked at, see `tensors.check_tensors`.
     """
     opsets = check_opsets(proto, origin)
     _check_operators(proto, opsets, origin)
@@ -60,7 +70,7 @@ def check_opsets(proto: onnx.ModelProto, origin: str) -> dict[str, int]:
     """The version of each imported operator set; ModelError if one is too old, too new or imported twice."""
     opsets: dict[str, int] = {}
     for entry in proto.opset_import:
-        domain = canonical_domain(entry.domain)
+        domain = entry.domain
         if opsets.setdefault(domain, entry.version) != entry.version:
             raise ModelError(
                 f"{origin} imports operator set {domain or 'ai.onnx'!r} twice: {opsets[domain]} and {entry.version}"
@@ -83,10 +93,10 @@ def check_opsets(proto: onnx.ModelProto, origin: str) -> dict[str, int]:
 
 
 def _check_operators(proto: onnx.ModelProto, opsets: dict[str, int], origin: str) -> None:
-    local = {(canonical_domain(function.domain), function.name) for function in proto.functions}
+    local = {(function.domain, function.name) for function in proto.functions}
     faults: dict[str, str] = {}
     for node in each_node(proto):
-        domain = canonical_domain(node.domain)
+        domain = node.domain
         if (domain, node.op_type) in local or not is_standard(domain):
             continue
         if fault := _operator_fault(domain, node.op_type, opsets.get(domain)):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from graphopt.errors import ModelError
-from graphopt.ir.admission import canonical_domain
+from graphopt.ir.names import rename_shadows
 
 # A chain of functions that each call the next one twice doubles with every link.
 MAX_INLINED_NODES = 1_000_000
@@ -52,7 +52,7 @@ def _count(nodes: list[onnx.NodeProto], known: set[_Key]) -> tuple[int, Counter[
     while nodes:
         node = nodes.pop()
         total += 1
-        key = (canonical_domain(node.domain), node.op_type, node.overload)
+        key = (node.domain, node.op_type, node.overload)
         if key in known:
             called[key] += 1
         for attribute in node.attribute:
@@ -62,7 +62,7 @@ def _count(nodes: list[onnx.NodeProto], known: set[_Key]) -> tuple[int, Counter[
 
 
 def _function_key(function: onnx.FunctionProto) -> _Key:
-    return canonical_domain(function.domain), function.name, function.overload
+    return function.domain, function.name, function.overload
 
 
 def to_model_opsets(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -70,9 +70,9 @@ def to_model_opsets(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     onnx_ir's inliner, which keeps node metadata, leaves such functions to us.
     """
-    opsets = {canonical_domain(entry.domain): entry.version for entry in proto.opset_import}
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
     mismatch = any(
-        opsets.get(canonical_domain(entry.domain), entry.version) != entry.version
+        opsets.get(entry.domain, entry.version) != entry.version
         for function in proto.functions
         for entry in function.opset_import
     )
@@ -90,30 +90,4 @@ def inline(model: ir.Model) -> None:
     for domain in domains - used:
         if domain:
             model.opset_imports.pop(domain, None)
-    _rename_shadows(model.graph, set(), Counter())
-
-
-def _rename_shadows(graph: ir.Graph, outer: set[str], suffix: Counter[str]) -> None:
-    """Give a new name to each value of a subgraph whose name a value of an enclosing graph bears.
-
-    The inliner makes names unique within a graph, not against the graphs within it.
-    """
-    seen: set[str] = set(outer)
-    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-    for value in dict.fromkeys(values):
-        name = value.name
-        if not name:
-            continue
-        while name in seen:
-            suffix[value.name or ""] += 1
-            name = f"{value.name}_{suffix[value.name or '']}"
-        seen.add(name)
-        if name != value.name:
-            value.name = name
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                _rename_shadows(attribute.as_graph(), seen, suffix)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for subgraph in attribute.as_graphs():
-                    _rename_shadows(subgraph, seen, suffix)
+    rename_shadows(model)

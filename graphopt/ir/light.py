@@ -34,7 +34,8 @@ def light_proto(model: ir.Model, weights: list[ir.TensorProtocol] | None = None)
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                 light = _light(attribute.as_tensor(), left_out)
-                node.attributes[name] = ir.AttrTensor(name, light, doc_string=attribute.doc_string)
+                if light is not attribute.value:
+                    node.attributes[name] = ir.AttrTensor(name, light, doc_string=attribute.doc_string)
     try:
         return ir.serde.serialize_model(copy)
     except Exception as error:  # onnx_ir's SerdeError and whatever protobuf refuses

@@ -13,6 +13,7 @@ import onnx_ir.serde
 
 from graphopt.errors import GraphoptError, ModelError, ModelWarning
 from graphopt.ir import admission, functions, source, tensors, weights
+from graphopt.ir.light import light_proto
 from graphopt.ir.verification import verify_structure
 
 # The first IR version that lets an initializer stand without being an input too.
@@ -37,7 +38,7 @@ def load(source_: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -
         ModelWarning: a weight is NaN or infinite; something that does not matter to inference is dropped.
     """
     if isinstance(source_, ir.Model):
-        model, origin = source_.clone(), "the model"
+        model, origin = _from_ir(source_)
     else:
         model, origin = _from_proto(*source.read_proto(source_))
     functions.inline(model)
@@ -50,23 +51,39 @@ def load(source_: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -
     return model
 
 
+def _from_ir(given: ir.Model) -> tuple[ir.Model, str]:
+    """A checked copy of a model that onnx_ir holds."""
+    origin = "the model"
+    try:
+        model = given.clone()
+        proto = light_proto(model)
+        admission.name_default_domain(proto)
+        functions.check_functions(proto, origin)
+        admission.check_model(proto, origin)
+    except GraphoptError:
+        raise
+    except Exception as error:  # onnx_ir cannot copy a graph whose nodes are out of order
+        raise ModelError(f"{origin} is not a valid ONNX model: {_innermost(error)}") from error
+    return model, origin
+
+
 def _from_proto(proto: onnx.ModelProto, folder: Path | None, origin: str) -> tuple[ir.Model, str]:
     """Check the proto, and turn it into an IR whose weights are arrays or files."""
     try:
         source.check_text(proto, origin)
+        admission.name_default_domain(proto)
         admission.check_opsets(proto, origin)
         tensors.check_tensors(proto, folder, origin)
         functions.check_functions(proto, origin)
+        proto = functions.to_model_opsets(proto)
         admission.check_model(proto, origin)
         if lost := admission.drop_unkept(proto):
             warnings.warn(f"{origin}: not kept: {', '.join(lost)}", ModelWarning, stacklevel=3)
-        proto = functions.to_model_opsets(proto)
         model = ir.serde.deserialize_model(proto)
     except GraphoptError:
         raise
     except Exception as error:  # onnx and onnx_ir raise any type on input that they did not expect
         raise ModelError(f"{origin} is not a valid ONNX model: {_innermost(error)}") from error
-    model.opset_imports.update({"": model.opset_imports.pop("ai.onnx")} if "ai.onnx" in model.opset_imports else {})
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
     _detach_from_proto(model)
@@ -108,12 +125,12 @@ def _fold_inputs_with_data(model: ir.Model, origin: str) -> None:
     """An input with an initializer is a constant, not an input of the compiled model."""
     inputs = model.graph.inputs
     constants = [value for value in inputs if value.is_initializer()]
+    version, model.ir_version = model.ir_version, max(model.ir_version, _FREE_INITIALIZERS)  # passes add initializers
     if not constants:
         return
-    if model.ir_version >= _FREE_INITIALIZERS:  # before, all initializers had to be inputs
+    if version >= _FREE_INITIALIZERS:  # before, all initializers had to be inputs
         names = ", ".join(repr(value.name) for value in constants[:5]) + (", ..." if len(constants) > 5 else "")
         warnings.warn(f"{origin}: inputs with a default value become constants: {names}", ModelWarning, stacklevel=3)
     kept = [value for value in inputs if not value.is_initializer()]
     inputs.clear()
     inputs.extend(kept)
-    model.ir_version = max(model.ir_version, _FREE_INITIALIZERS)

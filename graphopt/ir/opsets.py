@@ -13,6 +13,7 @@ import onnx_ir.serde
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.ir.admission import OLDEST_OPSET, newest_opset
 from graphopt.ir.light import light_proto, reattach
+from graphopt.ir.names import rename_shadows
 from graphopt.ir.restoring import restore_metadata
 from graphopt.ir.shapes import refresh_shapes
 from graphopt.ir.text import to_text
@@ -39,6 +40,7 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
         proto = onnx.version_converter.convert_version(light_proto(model, weights), version)
         converted = ir.serde.deserialize_model(proto)
         reattach(converted, weights)
+        rename_shadows(converted)
     except Exception as error:  # ConvertError, RuntimeError, ValidationError, by version and fault
         raise _explained(model, str(error), current, version) from error
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)

@@ -38,7 +38,9 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
     target = Path(path).absolute()
     if external_data is None and weight_bytes(model) > MAX_PROTO_BYTES - GRAPH_ROOM:
         external_data = target.name + ".data"
-    if external_data is not None and (Path(external_data).name != external_data or external_data == target.name):
+    if external_data is not None and (
+        not external_data or Path(external_data).name != external_data or external_data == target.name
+    ):
         raise UsageError(f"external data must be the name of another file beside the model, got {external_data!r}")
     try:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

@@ -17,8 +17,8 @@ from graphopt.ir.text import to_text, value_text
 def refresh_shapes(model: ir.Model) -> None:
     """Infer the types and shapes of all values anew, in place.
 
-    What is declared stays: inputs, the known sizes and symbols of outputs, and the outputs of custom operators, whose
-    shapes nothing else tells. Sizes that depend on data stay symbols.
+    What is declared stays: inputs, also those of loop bodies; the known sizes and symbols of outputs; and the outputs
+    of custom operators, whose shapes nothing else tells. Sizes that depend on data stay symbols.
 
     Raises:
         ShapeError: an operator cannot take its inputs, or an output contradicts its declaration; `model` is unchanged.
@@ -33,9 +33,6 @@ def refresh_shapes(model: ir.Model) -> None:
 
 def _drop_stale(model: ir.Model) -> None:
     for graph in model.graphs():
-        if graph is not model.graph:
-            for value in graph.inputs:
-                value.shape = None  # follows from the node that holds the graph
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.dtype = value.const_value.dtype

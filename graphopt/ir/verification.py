@@ -13,6 +13,7 @@ from graphopt.ir.admission import without_data
 from graphopt.ir.inference import infer
 from graphopt.ir.interface import Interface, format_shape, short_dtype
 from graphopt.ir.light import light_proto
+from graphopt.ir.operands import operand_fault
 from graphopt.ir.text import to_text, value_text
 
 
@@ -21,7 +22,7 @@ def verify(model: ir.Model, *, interface: Interface | None = None) -> None:
 
     Every value has one producer, in scope and before its uses, and a name that no other value in scope bears;
     initializers have the type and shape of their data; every node has the inputs, outputs and attributes that its
-    operator allows; recorded types and shapes agree with those that ONNX infers.
+    operator allows; recorded types and shapes agree with those that ONNX infers, and channels with the weights.
 
     Args:
         interface: what inputs and outputs must still be. The shape of an output may have become known better.
@@ -29,6 +30,9 @@ def verify(model: ir.Model, *, interface: Interface | None = None) -> None:
     verify_structure(model)
     if interface is not None and (fault := interface.difference(Interface.of(model))):
         raise VerifyError(f"the public interface changed: {fault}", advice="a pass must keep inputs and outputs")
+    for node in model.graph.all_nodes():
+        if fault := operand_fault(node):
+            raise _fault(model, node, f"{_label(node)} {fault}")
     proto = light_proto(model)
     try:
         infer(model, proto)
