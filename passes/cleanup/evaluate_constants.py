@@ -88,7 +88,7 @@ def _is_constant(value: ir.Value) -> bool:
 def _bytes(value: ir.Value) -> int:
     """The size of a value whose shape is known; 0 for others, whose size is small in practice (NonZero, Range)."""
     shape = static_shape(value)
-    if shape is None or value.dtype is None:
+    if shape is None or value.dtype in (None, ir.DataType.STRING, ir.DataType.UNDEFINED):
         return 0
     return int(np.prod(shape, dtype=np.int64) * value.dtype.itemsize)
 
