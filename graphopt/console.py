@@ -91,7 +91,9 @@ def print_optimized(result: OptimizeResult) -> None:
         console.print(_outputs(report["comparison"], "outputs against the original"))
     library = report["library"]
     memory = library["arena_bytes"] + library["workspace_bytes"]
-    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items() if " " not in stage)
+    stages = ", ".join(
+        f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items() if " " not in stage and seconds >= 0.05
+    )
     lines = (
         f"library  {library['name']} for {report['target']['name']}: .so {size(library['shared_bytes'])}, "
         f".a {size(library['static_bytes'])}, {len(library['calls'])} kernel calls",

@@ -55,7 +55,7 @@ def test_it_stands_alone(tmp_path: Path) -> None:
 def test_every_part_is_shown(tmp_path: Path) -> None:
     text = " ".join(Page(to_html(full_report(tmp_path))).text.split())
     for words in (
-        "optimized for cortex-a76", "1 warning something", "Before and after", "−33.3 %",
+        "optimized for cortex-a76 : Armv8", "1 warning something", "Before and after", "−33.3 %",
         "Outputs against the original", "top-1 agreement on 8 samples: 100.0 % before, 75.0 % after", "libnet.so",
         "drop-identity{share=0.25}", "3 → 2", "removed 1", "its <weight> is shared", "first", "MatMul", "1×4 → 1×4",
         "matmul", "Recipe", "made by tests",
