@@ -24,8 +24,9 @@ _OPERATOR_IN_MESSAGE = re.compile(r"\bfor (\w+)")
 def convert_opset(model: ir.Model, version: int) -> ir.Model:
     """`model` in opset `version` of the default domain; other domains stay. The weights are shared, not copied.
 
-    Uses onnx's own converter. Measured on 23 trained models of opsets 7 to 18, converted to 21 and run by
-    ONNX Runtime: onnx was right on all; onnxscript's, without its fall-back to onnx's, left 7 invalid.
+    Uses onnx's own converter. Measured on 23 trained models of opsets 7 to 18, converted to 21 and run by ONNX Runtime:
+    it was right on all (at most 8e-7 of the output's range off); onnxscript's, without its fall-back to onnx's, left 7
+    invalid without a word.
 
     Raises:
         ModelError: the converter knows no way for an operator, which is named, or `version` is out of range.
