@@ -37,13 +37,13 @@ def bind_shapes(model: ir.Model, bindings: Mapping[str, Sequence[int]]) -> list[
     symbols: dict[str, tuple[int, str]] = {}
     for name, shape in bindings.items():
         _bind_symbols(inputs[name], shape, symbols)
-    notices: list[str] = []
     sizes: dict[str, int] = {symbol: size for symbol, (size, _) in symbols.items()}
-    static: dict[str, list[int]] = {}
-    for name, value in inputs.items():
-        static[name] = list(bindings[name]) if name in bindings else _resolved(value, sizes, notices)
+    free = [value for name, value in inputs.items() if name not in bindings]
+    batches = [value for value in free if _take_batch_as_one(value, sizes)]
+    static = {name: list(shape) for name, shape in bindings.items()}
+    static |= {value.name or "": _resolved(value, sizes, batch=value in batches) for value in free}
     _apply(model, static, sizes)
-    return notices
+    return [f"the unknown first dimension of input {value.name!r} is taken as 1 (batch)" for value in batches]
 
 
 def _unknown_input(name: str, known: list[str]) -> ShapeError:
@@ -79,8 +79,21 @@ def _bind_symbols(value: ir.Value, shape: Sequence[int], symbols: dict[str, tupl
                 )
 
 
-def _resolved(value: ir.Value, sizes: dict[str, int], notices: list[str]) -> list[int]:
-    """The static shape of an input that no binding names; enters a batch symbol taken as 1 into `sizes`."""
+def _take_batch_as_one(value: ir.Value, sizes: dict[str, int]) -> bool:
+    """Whether only the first dimension of an input is unknown; if it is a symbol, that becomes 1 in `sizes`."""
+    declared = shape_of(value)
+    if not declared:
+        return False
+    first, *others = (sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in declared)
+    if isinstance(first, int) or not all(isinstance(dim, int) for dim in others):
+        return False
+    if first is not None:
+        sizes[first] = 1
+    return True
+
+
+def _resolved(value: ir.Value, sizes: dict[str, int], *, batch: bool) -> list[int]:
+    """The static shape of an input that no binding names."""
     declared = shape_of(value)
     if declared is None:
         raise ShapeError(
@@ -88,11 +101,8 @@ def _resolved(value: ir.Value, sizes: dict[str, int], notices: list[str]) -> lis
             advice=f"bind it, for example: --shape {value.name}=1,3,{_EXAMPLE_SIZE},{_EXAMPLE_SIZE}",
         )
     resolved: list[Dim] = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in declared]
-    if resolved and not isinstance(resolved[0], int) and all(isinstance(dim, int) for dim in resolved[1:]):
-        if isinstance(resolved[0], str):
-            sizes[resolved[0]] = 1
+    if batch:
         resolved[0] = 1
-        notices.append(f"the unknown first dimension of input {value.name!r} is taken as 1 (batch)")
     known = [dim for dim in resolved if isinstance(dim, int)]
     if len(known) != len(resolved):
         example = ",".join(

@@ -90,6 +90,14 @@ def test_an_unknown_first_dimension_becomes_one_with_a_notice() -> None:
     assert shapes(model)["y"] == "FLOAT[1,256]"
 
 
+def test_a_batch_that_one_input_tells_holds_for_the_inputs_before_it() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[2,batch] state, float[batch,2] x) => (float[2,2] y) { y = MatMul (state, x) }"""
+    model = ir.load(parse(text))
+    assert ir.bind_shapes(model, {}) == ["the unknown first dimension of input 'x' is taken as 1 (batch)"]
+    assert [str(value.shape) for value in model.graph.inputs] == ["[2,1]", "[1,2]"]
+
+
 def test_a_static_model_needs_no_binding() -> None:
     model = ir.load(parse(BRANCHES))
     assert ir.bind_shapes(model, {}) == []
