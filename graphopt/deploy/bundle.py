@@ -57,18 +57,14 @@ def write_bundle(
     folder: Path,
     jobs: int,
     progress: Callable[[int, int, str], None],
-    backend: Backend | None = None,
+    backend: Backend,
 ) -> Library:
     """Fill `folder` with the header, the libraries, example.c and the CMake package of `model`.
 
-    All shapes of `model` are static. `backend` is TVM's unless another is given.
+    All shapes of `model` are static.
     Raises UsageError for a name that is no C identifier, ShapeError for an interface without static shapes,
     UnsupportedError for what the target cannot compute.
     """
-    if backend is None:
-        from graphopt.targets.tvm.backend import TvmBackend
-
-        backend = TvmBackend()
     inputs = [_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
     outputs = [_spec(value) for value in model.graph.outputs]
     header = folder / "include" / f"{name}.h"

@@ -21,16 +21,23 @@ def zig(tool: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "ziglang", tool)
 
 
-def compiler(target: TargetDescription, *, static: bool = False) -> tuple[str, ...]:
-    """The C compiler for the target; `static` for programs that need no file of the target's system."""
-    triple = target.zig_target
-    if not triple:
-        return zig("cc")
-    if static and "-linux-gnu" in triple:
-        # glibc cannot be linked statically without the target's own files; musl is a part of zig.
-        triple = triple.partition(".")[0].replace("-linux-gnu", "-linux-musl")
-        return (*zig("cc"), "-target", triple, "-static")
-    return (*zig("cc"), "-target", triple)
+def compiler(target: TargetDescription) -> tuple[str, ...]:
+    """The C compiler for the target."""
+    return (*zig("cc"), *(("-target", target.zig_target) if target.zig_target else ()))
+
+
+def program_compiler(target: TargetDescription) -> tuple[str, ...]:
+    """The compiler for programs that run here, if need be under an emulator: without the files of the target's system.
+
+    They are linked statically. glibc cannot be, without those files: with the distribution's cross compiler, if it is
+    installed; else with musl, which zig brings along as source and builds once (90 s of processor time).
+    """
+    system = target.zig_target.partition(".")[0]
+    if "-linux-gnu" not in system:
+        return compiler(target)
+    if cross := shutil.which(f"{system}-gcc"):
+        return (cross, "-static")
+    return (*zig("cc"), "-target", system.replace("-linux-gnu", "-linux-musl"), "-static")
 
 
 def is_mach_o(target: TargetDescription) -> bool:
@@ -57,7 +64,7 @@ def build_program(
     """Compile one C file against a bundle's header and static library."""
     run_tool(
         (
-            *compiler(target, static=True),
+            *program_compiler(target),
             *("-std=c11", "-O2", "-fno-sanitize=all", *options),
             *(
                 "-I",

@@ -45,11 +45,13 @@ static int parallel_launch(parallel_body body, void *data, int tasks)
 WEAK int (*__TVMBackendParallelLaunch)(parallel_body, void *, int) = parallel_launch;
 
 /* A kernel object defines the variable as well, as zero, and the linker may keep that one. Any model's launch function
- * serves all, so it does not matter which context stores last.
+ * serves all, so the first stays: kernels of another context may be reading the variable.
  */
 static void install_parallel_launch(void)
 {
-    __atomic_store_n(&__TVMBackendParallelLaunch, parallel_launch, __ATOMIC_RELAXED);
+    int (*none)(parallel_body, void *, int) = NULL;
+    __atomic_compare_exchange_n(&__TVMBackendParallelLaunch, &none, parallel_launch, 0, __ATOMIC_RELEASE,
+                                __ATOMIC_RELAXED);
 }
 
 /* What kernels call before they return an error. */
