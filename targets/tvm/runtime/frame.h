@@ -50,8 +50,9 @@ WEAK int (*__TVMBackendParallelLaunch)(parallel_body, void *, int) = parallel_la
 static void install_parallel_launch(void)
 {
     int (*none)(parallel_body, void *, int) = NULL;
-    __atomic_compare_exchange_n(&__TVMBackendParallelLaunch, &none, parallel_launch, 0, __ATOMIC_RELEASE,
-                                __ATOMIC_RELAXED);
+    if (!__atomic_load_n(&__TVMBackendParallelLaunch, __ATOMIC_ACQUIRE))
+        __atomic_compare_exchange_n(&__TVMBackendParallelLaunch, &none, parallel_launch, 0, __ATOMIC_RELEASE,
+                                    __ATOMIC_RELAXED);
 }
 
 /* What kernels call before they return an error. */
