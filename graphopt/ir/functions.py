@@ -79,15 +79,33 @@ def to_model_opsets(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto, convert_version=True) if mismatch else proto
 
 
-def inline(model: ir.Model) -> None:
-    """Inline every call of a model-local function, in place, and drop the functions."""
+def inline(model: ir.Model, origin: str) -> None:
+    """Inline every call of a model-local function, in place, and drop the functions.
+
+    Raises:
+        ModelError: a call does not fit its function.
+    """
     if not model.functions:
         return
     domains = {domain for domain, _, _ in model.functions}
-    InlinePass()(model)
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            _name_all_outputs(node, model)
+    try:
+        InlinePass()(model)
+    except Exception as error:  # ValueError, KeyError and others, by what does not fit
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{origin} calls a function in a way that does not fit it: {reason}") from error
     model.functions.clear()  # those that nothing calls
     used = {node.domain for node in model.graph.all_nodes()}
     for domain in domains - used:
         if domain:
             model.opset_imports.pop(domain, None)
     rename_shadows(model)
+
+
+def _name_all_outputs(node: ir.Node, model: ir.Model) -> None:
+    """A call may leave out outputs at the end, which the inliner does not understand."""
+    function = model.functions.get(node.op_identifier())
+    if function is not None and len(node.outputs) < len(function.outputs):
+        node.resize_outputs(len(function.outputs))

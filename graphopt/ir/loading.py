@@ -41,7 +41,7 @@ def load(source_: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -
         model, origin = _from_ir(source_)
     else:
         model, origin = _from_proto(*source.read_proto(source_))
-    functions.inline(model)
+    functions.inline(model, origin)
     _fold_inputs_with_data(model, origin)
     verify_structure(model)
     try:

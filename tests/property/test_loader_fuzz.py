@@ -55,11 +55,11 @@ Act <alpha> (t) => (u) { u = LeakyRelu <alpha: float = @alpha> (t) }
 
 
 def corpus() -> list[bytes]:
-    """The small model, and the real ones of at most 5 MB."""
+    """The small model, and the real ones of less than 2 MB."""
     models = [onnx.parser.parse_model(_SMALL).SerializeToString()]
     if folder := os.environ.get("GRAPHOPT_REAL_MODELS"):
         files = sorted(Path(folder).glob("*.onnx"))
-        models += [file.read_bytes() for file in files if file.stat().st_size < 5 << 20]
+        models += [file.read_bytes() for file in files if file.stat().st_size < 2 << 20]
     return models
 
 

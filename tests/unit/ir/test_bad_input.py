@@ -276,6 +276,13 @@ def test_functions_that_expand_without_bound() -> None:
     assert "expected at most 1000000" in refusal(parse(text))
 
 
+def test_a_call_that_does_not_fit_its_function() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+    net (float[2] x) => (float[2] y) { y, z = f.A (x) }
+    <domain: "f", opset_import: ["" : 17]> A (a) => (b) { b = Neg (a) }"""
+    assert "calls a function in a way that does not fit it" in refusal(parse(text))
+
+
 def test_subgraphs_within_subgraphs_without_end() -> None:
     graph = b""
     for _ in range(200):

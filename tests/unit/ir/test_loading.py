@@ -110,6 +110,17 @@ def test_functions_are_inlined_in_branches_and_with_captures_and_attributes(choi
     assert {node.domain for node in model.graph.all_nodes()} == {""}
 
 
+def test_a_call_may_leave_out_outputs_of_a_function() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+    net (float[4] x) => (float[4] y) { y = f.Both (x) }
+    <domain: "f", opset_import: ["" : 17]>
+    Both (a) => (b, c) { b = Neg (a)  c = Abs (a) }"""
+    model = ir.load(parse(text))  # ONNX Runtime cannot run the function itself
+    ir.verify(model)
+    x = np.arange(4, dtype=np.float32)
+    np.testing.assert_array_equal(run(model, {"x": x})[0], -x)
+
+
 def test_functions_of_another_opset_are_converted() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
     net (float[2,3] x) => (float[2,1] y) { y = f.Total (x) }
