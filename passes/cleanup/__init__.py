@@ -25,11 +25,4 @@ PASSES: tuple[str, ...] = (
     "graphopt.passes.cleanup.move_transposes:MoveTransposes",
 )
 
-DEFAULT: tuple[str, ...] = (
-    "fold-constants",
-    "fold-pad",
-    "fold-batch-norm",
-    "fold-affine",
-    "fuse-matmul-add",
-    "fuse-activations",
-)
+DEFAULT: tuple[str, ...] = ("clean-up",)

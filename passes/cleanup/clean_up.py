@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.errors import PassError
+from graphopt.errors import PassError, ShapeError
 from graphopt.ir import fingerprint, refresh_shapes
 from graphopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphopt.passes.cleanup.eliminate_dead_code import EliminateDeadCode
@@ -74,11 +74,10 @@ class CleanUp(Pass):
             changing = []
             for number, step in enumerate(ROUND):
                 context.progress(number, len(ROUND), f"{step.name}, round {rounds}")
-                result = step.run(model, context)
+                result = _apply(step, model, context)
                 declined.extend(result.declined)
                 if result.changed:
                     changing.append(step.name)
-                    refresh_shapes(model)
                 for key, value in result.statistics.items():
                     if isinstance(value, int):
                         totals[f"{step.name}.{key}"] = totals.get(f"{step.name}.{key}", 0) + value
@@ -90,6 +89,21 @@ class CleanUp(Pass):
             statistics={"rounds": rounds, "settled": "no" if changing else "yes", **statistics},
             declined=tuple(dict.fromkeys(declined)),
         )
+
+
+def _apply(step: Pass, model: ir.Model, context: PassContext) -> PassResult:
+    """Run one pass and refresh the shapes; shapes that contradict each other then are the pass's fault."""
+    result = step.run(model, context)
+    if result.changed:
+        try:
+            refresh_shapes(model)
+        except ShapeError as error:
+            raise PassError(
+                f"clean-up: after pass '{step.name}': {error.what}",
+                where=error.where,
+                advice=f"leave the pass out to go on; `--pass {step.name}` alone may reproduce the fault",
+            ) from error
+    return result
 
 
 def _refuse_loop(seen: dict[str, int], state: str, number: int, changing: list[str]) -> None:

@@ -49,7 +49,7 @@ class MergeReshapes(Pass):
         merged = converted = 0
         declined = []
         for graph in model.graphs():
-            for node in graph:
+            for node in reversed(graph):  # the last of a chain takes all of it
                 if not (_only_reshapes(node) and is_used(node)):
                     continue
                 source, chain = _source(node)
@@ -119,6 +119,10 @@ def target_shape(value: ir.Value) -> tuple[int, ...] | None:
 
 def _become_reshape(graph: ir.Graph, node: ir.Node, source: ir.Value) -> bool:
     """Make `node` a Reshape of `source` to the shape that its output has; False if that cannot be written."""
+    given = constant(node.inputs[1]) if node.op_type == "Reshape" else None
+    if given is not None and (given.size == 0 or given.all()):  # no 0, which would copy from the input's shape
+        node.replace_input_with(0, source)
+        return True
     target = target_shape(node.outputs[0])
     if target is None:
         return False
