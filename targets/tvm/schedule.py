@@ -18,6 +18,7 @@ from graphopt.targets.tvm.kernels import SCHEDULES
 
 PARALLEL_WORK = 1 << 15  # loop iterations below which waking a thread costs more than it saves
 PARALLEL_TASKS = 64  # iterations that the threads share evenly enough
+VECTOR = 4  # float32 in 128 bits
 MAX_TILE = 16  # accumulators along the contiguous axis: four 128-bit registers of float32
 ROW_TILE = 4  # accumulators across output channels
 
@@ -83,13 +84,15 @@ def _is_copy(sch: s_tir.Schedule, block: Any) -> bool:
 
 
 def _divisor(extent: int, most: int) -> int:
-    return max(d for d in range(1, min(extent, most) + 1) if extent % d == 0)
+    """The largest divisor up to `most`; whole vectors, where there are any."""
+    divisors = [d for d in range(1, min(extent, most) + 1) if extent % d == 0]
+    return max(divisors, key=lambda d: (d % VECTOR == 0, d))
 
 
 def _schedule_reduction(sch: s_tir.Schedule, block: Any) -> None:
     """Give a reduction a tile of accumulators on the stack (in registers, after LLVM), and its consumer the same tile."""
     shape = [int(e) for e in sch.get(block).writes[0].source.ty.shape]
-    if math.prod(shape) == 1 or _reduces_contiguous(sch, block):
+    if math.prod(shape) == 1 or _reduces_contiguous(sch, block) or not _reduction_rank(sch, block, 2):
         loops = sch.get_loops(block)
         rank = _reduction_rank(sch, block)
         _parallelize(sch, loops[:-rank], loops[-rank:])
@@ -111,15 +114,31 @@ def _schedule_reduction(sch: s_tir.Schedule, block: Any) -> None:
     sch.compute_at(block, order[-1])
     sch.set_scope(block, 0, "local")
     loops = sch.get_loops(block)[len(order) :]
-    rank = _reduction_rank(sch, block)
+    rank = _reduction_rank(sch, block, 2)  # compute_at drops loops of extent 1
     tile, reduction = loops[:-rank], loops[-rank:]
     sch.reorder(*reduction, *tile)
     _parallelize(sch, order, [*reduction, *tile])
+    _in_registers(sch, tile)
+    _in_registers(sch, inner)
     sch.decompose_reduction(block, reduction[0])
 
 
-def _reduction_rank(sch: s_tir.Schedule, block: Any) -> int:
-    return sum(iteration.iter_type == tirx.IterVar.CommReduce for iteration in sch.get(block).iter_vars)
+def _in_registers(sch: s_tir.Schedule, tile: list[Any]) -> None:
+    """Unroll a tile, and vectorize along its last loop: LLVM then keeps the accumulators in registers."""
+    for loop in tile[:-1]:
+        sch.unroll(loop)
+    if tile and _extents(sch, tile[-1:])[0] % VECTOR == 0:
+        sch.vectorize(tile[-1])
+    elif tile:
+        sch.unroll(tile[-1])
+
+
+def _reduction_rank(sch: s_tir.Schedule, block: Any, least: int = 1) -> int:
+    """How many reduction variables of at least that extent a block has."""
+    return sum(
+        iteration.iter_type == tirx.IterVar.CommReduce and int(iteration.dom.extent) >= least
+        for iteration in sch.get(block).iter_vars
+    )
 
 
 def _same_space(sch: s_tir.Schedule, block: Any, consumer: Any) -> bool:
