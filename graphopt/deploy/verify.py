@@ -134,7 +134,7 @@ def _run(bundle: Bundle, command: Sequence[str], feeds: Feeds, threads: int, wor
     """One inference of the program; no file of an earlier one is left."""
     files = [work / f"input_{index}.bin" for index in range(len(bundle.inputs))]
     for file, spec in zip(files, bundle.inputs, strict=True):
-        array = np.ascontiguousarray(feeds[spec.name])
+        array = np.asarray(feeds[spec.name], order="C")  # of rank 0 too
         if array.shape != spec.shape:
             raise DataError(
                 f"a sample of input '{spec.name}' has shape {list(array.shape)}, the bundle takes {list(spec.shape)}"
