@@ -27,7 +27,7 @@ class KernelFault(Exception):
 
 def link_objects(objects: list[Path], path: Path) -> ctypes.CDLL:
     """One shared object of the kernels of many programs, for the machine at hand."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", str(path), *map(str, objects), "-lm"]
+    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(path), *map(str, objects)]
     subprocess.run(command, check=True, capture_output=True)
     library = ctypes.CDLL(str(path))
     launch = ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch") if _has(library) else None
