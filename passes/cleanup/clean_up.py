@@ -33,16 +33,17 @@ from graphopt.passes.cleanup.move_transposes import MoveTransposes
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 # Folding into weights comes before equal weights and nodes are merged: what is shared cannot be folded into.
+# Activations come before affine operators: the division of a hard swish would go into the convolution behind it.
 ROUND: tuple[Pass, ...] = (
     EliminateDeadCode(),
     FoldConstants(),
     EliminateIdentity(),
     MergeCasts(),
+    FuseActivations(),
     FoldPad(),
     FoldBatchNorm(),
     FoldAffine(),
     FuseMatmulAdd(),
-    FuseActivations(),
     MergeReshapes(),
     MergeTransposes(),
     MoveTransposes(),

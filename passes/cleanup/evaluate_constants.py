@@ -114,17 +114,18 @@ def _compute(
     except GraphoptError:
         pass  # one of the nodes cannot be computed: find out which
     arrays = dict[ir.Value, Array]()
-    failed = set[ir.Value]()
+    computed, failed = list[ir.Node](), set[ir.Value]()
     for node in nodes:
-        if any(value in failed for value in node.inputs):
-            failed.update(node.outputs)
-            continue
-        try:
-            arrays.update(_run(model, [node], [output for output in node.outputs if output.name], arrays))
-        except GraphoptError as error:
-            failed.update(node.outputs)
-            declined.append(Declined(layer_name(node), f"ONNX Runtime cannot compute it: {error.what}"))
-    return {value: arrays[value] for value in wanted if value in arrays}
+        outputs = [output for output in node.outputs if output.name]
+        if failed.isdisjoint(value for value in node.inputs if value is not None):
+            try:
+                arrays.update(_run(model, [node], outputs, arrays))
+                computed.append(node)
+                continue
+            except GraphoptError as error:
+                declined.append(Declined(layer_name(node), f"ONNX Runtime cannot compute it: {error.what}"))
+        failed.update(outputs)
+    return {value: arrays[value] for value in _used_elsewhere(computed)}
 
 
 def _run(

@@ -4,7 +4,8 @@ After: s·(W∗x + b) + t = (sW)∗x + (sb + t), with s and t by output channel;
 Before: W∗(s·x + t) + b = (Ws)∗x + (b + W∗t), with s and t by input channel; with t ≠ 0 only where no padding adds
 zeros that t would have shifted.
 
-New weights are computed in double precision and rounded once to the type of the weight.
+New weights are computed in double precision and rounded once to the type of the weight. (onnxscript's rules for these
+folds are not used: `docs/adr/0005-where-the-rewriter-is-used.md` has what they did wrong.)
 """
 
 from __future__ import annotations

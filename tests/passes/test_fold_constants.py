@@ -277,6 +277,24 @@ def test_every_form_of_a_constant_is_lifted(attribute: str) -> None:
     assert [node.op_type for node in outcome.after.graph] == ["Add"]
 
 
+def test_models_of_ir_version_3_take_new_initializers() -> None:
+    text = (
+        '<ir_version: 3, opset_import: ["" : 9]> g (float[2] x) => (float[2] z) '
+        "{ c = Constant<value = float[2] {1., 2.}>() d = Add(c, c) z = Add(x, d) }"
+    )
+    assert check(FoldConstants(), parse(text)).operators() == ["Add"]
+
+
+def test_a_node_that_cannot_be_computed_does_not_keep_others_from_folding() -> None:
+    model = parse(
+        header(22) + "g (bfloat16[2] x) => (bfloat16[2] z) { c = Cast<to = 16>(w) d = Add(c, c) z = Add(x, d) }",
+        w=np.array([1.5, 2.25], np.float32),
+    )
+    result = FoldConstants().run(model, PassContext())
+    assert [node.op_type for node in model.graph] == ["Add", "Add"]
+    assert [declined.layer for declined in result.declined] == ["add_1"]
+
+
 def test_an_input_with_a_default_is_not_a_constant() -> None:
     proto = onnx.parser.parse_model(
         header() + "g (float[2] x, float[2] w) => (float[2] z) { d = Mul(w, w) z = Add(x, d) }"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.cleanup.fuse_activations import FuseActivations
 from tests.passes.harness import Outcome, check, parse
 
@@ -63,6 +64,16 @@ def test_every_spelling_of_the_hard_swish(text: str, opset: int, expected: list[
     model = parse(header(opset) + f"g (float[73] x) => (float[73] z) {{ {text} }}", **NUMBERS)
     changes = not (opset < 14 and "HardSigmoid" in text)
     assert check(FuseActivations(), model, feeds=LINE, changes=changes).operators() == expected
+
+
+def test_clean_up_finds_the_hard_swish_before_its_division_goes_into_the_convolution_behind_it() -> None:
+    model = parse(
+        header() + "g (float[1,2,4,4] x) => (float[1,2,4,4] z) { a = Add(x, three) b = Clip(a, zero, six) "
+        "c = Mul(x, b) d = Div(c, six) z = Conv(d, w) }",
+        w=np.ones((2, 2, 1, 1), np.float32),
+        **NUMBERS,
+    )
+    assert check(CleanUp(), model).operators() == ["HardSwish", "Conv"]
 
 
 @pytest.mark.parametrize("opset", [7, 10])

@@ -66,7 +66,7 @@ def test_a_gemm_without_bias_gets_one_and_its_beta_is_dropped() -> None:
 
 
 DECLINED = [
-    ("rank", "float[2,4,3] x", "y = MatMul(x, w) z = Add(y, b)", "float[A,B,C]", "of ranks 3 and 2, a Gemm takes matrices"),
+    ("rank", "float[2,4,3] x", "y = MatMul(x, w) z = Add(y, b)", "float[A,B,C]", "of ranks 3 and 2"),
     ("vector", "float[3] x", "y = MatMul(x, w) z = Add(y, b)", "float[A]", "of ranks 1 and 2"),
     ("used twice", "float[2,3] x", "y = MatMul(x, w) a = Add(y, b) z = Mul(a, y)", "float[A,B]", "also used elsewhere"),
     ("broadcast", "float[1,3] x", "y = MatMul(x, w) z = Add(y, m)", "float[A,B]", "would broadcast the product"),
