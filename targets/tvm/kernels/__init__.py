@@ -5,5 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-LEGALIZE: dict[str, Callable[..., Any]] = {}
-SCHEDULES: list[Callable[..., Any]] = []  # (PrimFunc, TargetDescription) -> scheduled PrimFunc, or None if not its own
+from graphopt.targets.tvm.kernels import matmul, register_tile
+
+LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE}
+# Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
+SCHEDULES: list[Callable[..., Any]] = [register_tile.schedule]

@@ -1,0 +1,356 @@
+"""The loops of a matrix product: tiles of sums in registers, and what follows the product element by element.
+
+`schedule` takes a function that FuseTIR made of a product (`matmul`) and element-wise operators behind it: bias,
+activation, residual. It writes the loops anew. The sums of a tile stay in registers over all of k, and each of them
+goes through the element-wise operators on its way to memory: the product itself is never stored. What does not fill a
+tile at the edges gets loops of its own, of the exact size: nothing is read out of bounds, and no activation is padded.
+
+On AArch64 the innermost loop is, for a packed left factor, 24 `fmla` by lane, 3 loads (`ldp`, `ldp`, `ldr` of vectors)
+and 3 instructions of the loop; for a left factor in row-major order it has 10 loads. A Cortex-A76 issues two `fmla` a
+cycle, so that both take 12 cycles and a little.
+
+The larger factor is traversed once, in the outermost loop; a panel of it stays in the L1 cache while the smaller factor
+passes, from the L2 cache. There is no blocking over k: for k up to about 600 a panel of 12 columns fits 32 KB.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.expr import TensorLoad
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.base import TargetDescription
+from graphopt.targets.tvm.kernels.matmul import COLUMN_AXES, PACKED, ROW_AXES, TILE
+
+PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
+LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A flattened group of C's axes."""
+
+    extents: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.extents)
+
+    def unravel(self, position: Any) -> list[Any]:
+        """The indices of a flat position."""
+        indices: list[Any] = []
+        for extent in reversed(self.extents[1:]):
+            indices.insert(0, position % extent)
+            position = position // extent
+        return [position, *indices] if self.extents else []
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An element-wise operator behind the product: `target[v] = value`, over the whole of C."""
+
+    target: Any
+    value: Any
+    variables: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fused function, taken apart. `left` and `right` are the factors' elements at the block's `variables` and k."""
+
+    function: tirx.PrimFunc
+    product: Any  # the buffer that C would have
+    left: Any
+    right: Any
+    variables: tuple[Any, ...]
+    k: Any
+    batch: Axis
+    rows: Axis
+    columns: Axis
+    depth: int
+    tile_rows: int
+    tile_columns: int
+    lanes: int
+    packed_left: bool  # rows of a panel are contiguous
+    packed_right: bool  # panels are whole vectors, with padding
+    stages: tuple[Stage, ...]
+
+
+def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
+    """`function` with the kernel's loops; None if it is no product, or has more to it than element-wise stages."""
+    plan = _take_apart(function)
+    return None if plan is None else _write(plan)
+
+
+def _take_apart(function: tirx.PrimFunc) -> Plan | None:
+    sch = s_tir.Schedule(function)
+    blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+    if not blocks or TILE not in blocks[0].annotations:
+        return None
+    block, marks = blocks[0], blocks[0].annotations
+    *spatial, reduction = block.iter_vars
+    extents = [int(v.dom.extent) for v in spatial]
+    made = [block.writes[0].source]
+    stages = []
+    for other in blocks[1:]:
+        if not _is_elementwise(other, extents, made):
+            return None
+        stages.append(Stage(other.body.buffer, other.body.value, tuple(v.var for v in other.iter_vars)))
+        made.append(other.body.buffer)
+    second = len(extents) - int(marks[COLUMN_AXES])
+    first = second - int(marks[ROW_AXES])
+    rows, columns, lanes = (int(x) for x in marks[TILE])
+    return Plan(
+        function=function,
+        product=block.writes[0].source,
+        left=block.body.value.b.a,
+        right=block.body.value.b.b,
+        variables=tuple(v.var for v in spatial),
+        k=reduction.var,
+        batch=Axis(tuple(extents[:first])),
+        rows=Axis(tuple(extents[first:second])),
+        columns=Axis(tuple(extents[second:])),
+        depth=int(reduction.dom.extent),
+        tile_rows=rows,
+        tile_columns=columns,
+        lanes=lanes,
+        packed_left=int(marks[PACKED][0]) == 1,
+        packed_right=int(marks[PACKED][1]) == 1,
+        stages=tuple(stages),
+    )
+
+
+def _is_elementwise(block: Any, extents: list[int], made: list[Any]) -> bool:
+    """Whether a block computes each of its elements from the same element of what is `made` before it."""
+    variables = [v.var for v in block.iter_vars]
+    if not isinstance(block.body, tirx.BufferStore) or [int(v.dom.extent) for v in block.iter_vars] != extents:
+        return False
+
+    def same(indices: Sequence[Any]) -> bool:
+        return len(indices) == len(variables) and all(
+            index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
+            for index, variable, extent in zip(indices, variables, extents, strict=True)
+        )
+
+    reads: list[TensorLoad] = []
+
+    def note(load: TensorLoad) -> TensorLoad:
+        reads.append(load)
+        return load
+
+    _replace_loads(block.body.value, note)
+    return same(block.body.indices) and all(
+        same(load.indices) for load in reads if any(load.source.same_as(buffer) for buffer in made)
+    )
+
+
+def _write(plan: Plan) -> tirx.PrimFunc:
+    function = plan.function
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr(dict(function.attrs))
+        for parameter in function.params:
+            T.arg(parameter.name, parameter)
+        _write_tiles(plan)
+    return builder.get()
+
+
+def _write_tiles(plan: Plan) -> None:
+    rows, columns = plan.rows.size, plan.columns.size
+    row_tile = min(rows, plan.tile_rows)
+    column_tile = plan.tile_columns
+    while row_tile * column_tile < LATENCY * plan.lanes:
+        column_tile += plan.tile_columns  # few rows: several panels at once
+    work = plan.batch.size * rows * columns * plan.depth
+    loop = T.parallel if work >= PARALLEL_MACS else T.serial
+    if rows >= columns:
+        outer, inner = (rows, row_tile), (columns, column_tile)
+    else:
+        outer, inner = (columns, column_tile), (rows, row_tile)
+    tiles = -(-outer[0] // outer[1])
+    with loop(_index(plan.batch.size * tiles)) as task:
+        batch = plan.batch.unravel(task // tiles)
+
+        def outer_tile(first: Any, size: int) -> None:
+            def inner_tile(second: Any, other: int) -> None:
+                if rows >= columns:
+                    _tile(plan, batch, first, size, second, other)
+                else:
+                    _tile(plan, batch, second, other, first, size)
+
+            _for_tiles(*inner, inner_tile)
+
+        _choose_tile(task % tiles, *outer, outer_tile)
+
+
+def _choose_tile(number: Any, extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for one tile of an axis, given its number: a whole one, or the rest."""
+    whole, rest = divmod(extent, tile)
+    if not rest or not whole:
+        body(number * tile, rest or tile)
+        return
+    with T.If(number < whole):
+        with T.Then():
+            body(number * tile, tile)
+        with T.Else():
+            body(_index(whole * tile), rest)
+
+
+def _for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
+    whole, rest = divmod(extent, tile)
+    if whole:
+        with T.serial(_index(whole)) as number:
+            body(number * tile, tile)
+    if rest:
+        body(_index(whole * tile), rest)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A vector of sums of a tile: `width` of them at `start` of the tile's buffer, for C[row, column] and on.
+
+    They run along the row of C, or down its column.
+    """
+
+    start: int
+    width: int
+    row: int
+    column: int
+    down: bool
+
+    def offsets(self, lane: Any) -> tuple[Any, Any]:
+        """Row and column in the tile of one of the sums."""
+        return (self.row + lane, self.column) if self.down else (self.row, self.column + lane)
+
+
+def _layout(plan: Plan, rows: int, columns: int) -> list[Sums]:
+    """The sums of a tile.
+
+    The columns that do not fill a vector are computed with the padding of a packed right factor; otherwise one by one,
+    as vectors down the column where a packed left factor has its rows side by side.
+    """
+    whole, rest = divmod(columns, plan.lanes)
+    vectors, singles = (whole + (rest > 0), 0) if plan.packed_right else (whole, rest)
+    height = _height(plan, rows)
+    places = [(plan.lanes, i, j * plan.lanes, False) for i in range(rows) for j in range(vectors)]
+    places += [(height, i, whole * plan.lanes + j, True) for j in range(singles) for i in range(0, rows, height)]
+    starts = [0, *itertools.accumulate(width for width, *_ in places)]
+    return [Sums(start, *place) for start, place in zip(starts, places, strict=False)]
+
+
+def _height(plan: Plan, rows: int) -> int:
+    """How many rows of the left factor can be read as a vector."""
+    return plan.lanes if plan.packed_left and rows % plan.lanes == 0 else 1
+
+
+def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int) -> None:
+    """Emit one tile: C[m + i, n + j] for i < rows and j < columns."""
+    layout = _layout(plan, rows, columns)
+    tile = _registers("tile", sum(sums.width for sums in layout))
+    for sums in layout:
+
+        def clear(lane: Any, sums: Sums = sums) -> None:
+            T.buffer_store(tile, T.float32(0), [sums.start + lane])
+
+        _vector(sums.width, clear)
+    with T.serial(_index(plan.depth)) as k:
+        left = _left_column(plan, batch, m, rows, n, k)
+        for sums in layout:
+
+            def accumulate(lane: Any, sums: Sums = sums) -> None:
+                row, column = sums.offsets(lane)
+                right = _factor(plan, plan.right, batch, m, n + column, k)
+                at = sums.start + lane
+                T.buffer_store(tile, tile[at] + left(row) * right, [at])
+
+            _vector(sums.width, accumulate)
+    for sums in layout:
+
+        def finish(lane: Any, sums: Sums = sums) -> None:
+            row, column = sums.offsets(lane)
+            _finish(plan, batch, m + row, n + column, tile[sums.start + lane])
+
+        stored = sums.width if sums.down else min(sums.width, columns - sums.column)
+        if stored == sums.width:
+            _vector(stored, finish)
+        else:  # without the padding
+            for lane in range(stored):
+                finish(lane)
+
+
+def _left_column(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, k: Any) -> Callable[[Any], Any]:
+    """L[m + i, k] as a function of i < rows.
+
+    Rows that lie side by side are read as vectors here, and then multiplied by lane; LLVM would read them one by one.
+    """
+    height = _height(plan, rows)
+    if height == 1:
+        return lambda i: _factor(plan, plan.left, batch, m + i, n, k)
+    column = _registers("left", rows)
+    for i in range(0, rows, height):
+
+        def read(lane: Any, i: int = i) -> None:
+            T.buffer_store(column, _factor(plan, plan.left, batch, m + i + lane, n, k), [i + lane])
+
+        _vector(height, read)
+    return lambda i: column[i]
+
+
+def _registers(name: str, extent: int) -> Any:
+    """A buffer that LLVM keeps in registers: all indices are constants once vectors are made."""
+    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
+
+
+def _vector(width: int, body: Callable[[Any], None]) -> None:
+    """Emit `body(lane)` for a vector of lanes."""
+    if width == 1:
+        body(0)
+        return
+    with T.vectorized(_index(width)) as lane:
+        body(lane)
+
+
+def _factor(plan: Plan, load: Any, batch: list[Any], m: Any, n: Any, k: Any) -> Any:
+    """A factor's element for the given m, n and k."""
+    coordinates = [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
+    return _substitute(load, [*zip(plan.variables, coordinates, strict=True), (plan.k, k)])
+
+
+def _finish(plan: Plan, batch: list[Any], m: Any, n: Any, total: Any) -> None:
+    """Take one element (or vector) of the product through the stages, and store what is a parameter."""
+    coordinates = [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
+    made: list[tuple[Any, Any]] = []
+
+    def make(target: Any, value: Any) -> None:
+        made.append((target, T.Bind(value)))
+        if any(target.same_as(parameter) for parameter in plan.function.params):
+            T.buffer_store(target, made[-1][1], coordinates)
+
+    make(plan.product, total)
+    for stage in plan.stages:
+        value = _replace_loads(stage.value, lambda load: _lookup(made, load.source, load))
+        make(stage.target, _substitute(value, list(zip(stage.variables, coordinates, strict=True))))
+
+
+def _lookup(pairs: list[tuple[Any, Any]], key: Any, default: Any) -> Any:
+    return next((value for known, value in pairs if known.same_as(key)), default)
+
+
+def _substitute(expression: Any, pairs: list[tuple[Any, Any]]) -> Any:
+    return tvm_ffi.structural_map(expression, (tirx.Var, lambda variable: _lookup(pairs, variable, variable)))
+
+
+def _replace_loads(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
+    return tvm_ffi.structural_map(expression, (TensorLoad, replacement))
+
+
+def _index(value: int) -> Any:
+    return tirx.const(value, "int64")  # the type of indices in TE
