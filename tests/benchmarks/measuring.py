@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -112,8 +113,9 @@ def _nan_last(value: float) -> float:
 
 
 def _error(finished: Finished) -> str:
-    lines = [line for line in finished.stderr.splitlines() if not line.startswith("warning:")]
-    return "\n".join(lines) or f"exit status {finished.status}"
+    """The message that the command ends with, after warnings of graphopt and of the compiler."""
+    start = re.search(r"^\w+Error: ", finished.stderr, re.MULTILINE)
+    return finished.stderr[start.start() :] if start else f"exit status {finished.status}: {finished.stderr[-500:]}"
 
 
 def _read_report(row: Row, report: Mapping[str, Any]) -> None:
