@@ -85,15 +85,20 @@ def open_bundle(folder: str | Path) -> Bundle:
     """The bundle in `folder`. Raises DataError if it is none, or files of it are missing."""
     root = Path(folder)
     report = _read_report(root)
-    library = report["library"]
-    bundle = Bundle(
-        folder=root,
-        name=library["name"],
-        target=report["target"]["name"],
-        inputs=_specs(library["inputs"]),
-        outputs=_specs(library["outputs"]),
-        fingerprint=report["model"]["fingerprint"],
-    )
+    try:
+        library = report["library"]
+        bundle = Bundle(
+            folder=root,
+            name=library["name"],
+            target=report["target"]["name"],
+            inputs=_specs(library["inputs"]),
+            outputs=_specs(library["outputs"]),
+            fingerprint=report["model"]["fingerprint"],
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{root / 'report.json'} lacks {error}", advice="it was changed; run `graphopt optimize` again"
+        ) from error
     for file in (bundle.model, bundle.header, bundle.static, bundle.example):
         if not file.is_file():
             raise DataError(
