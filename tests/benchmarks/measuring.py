@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 TOLERANCE = 1e-4  # of an output's range
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def measure(
         row.build_seconds, row.build_peak_bytes = built.seconds, built.peak_bytes
         if built.status:
             row.message = _error(built)
-            row.status = "refused" if built.status == 1 and row.message.startswith("UnsupportedError") else "failed"
+            row.status = "refused" if built.status == 1 and _names_operator(row.message, model) else "failed"
             return row
         _read_report(row, json.loads(built.stdout))
         arguments = ["verify", str(out), "--original", str(model), "--tolerance", "inf", "--json"]
@@ -116,6 +117,11 @@ def _error(finished: Finished) -> str:
     """The message that the command ends with, after warnings of graphopt and of the compiler."""
     start = re.search(r"^\w+Error: ", finished.stderr, re.MULTILINE)
     return finished.stderr[start.start() :] if start else f"exit status {finished.status}: {finished.stderr[-500:]}"
+
+
+def _names_operator(message: str, model: Path) -> bool:
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    return not {node.op_type for node in nodes}.isdisjoint(re.findall(r"\w+", message))
 
 
 def _read_report(row: Row, report: Mapping[str, Any]) -> None:
