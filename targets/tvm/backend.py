@@ -17,6 +17,7 @@ from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
 from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.lower import Call, Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
+from graphopt.targets.tvm.native_warnings import without_native_warnings
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
 from graphopt.targets.tvm.schedule import schedule
@@ -43,7 +44,7 @@ class TvmBackend:
     ) -> Library:
         """Write lib{name}.so and lib{name}.a into `folder`; see `graphopt.targets.base.Backend.build`."""
         timings: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, without_native_warnings():
             workdir = Path(scratch)
             clock = _Clock(timings, progress)
             clock.start("import to Relax")

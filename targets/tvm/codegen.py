@@ -99,27 +99,21 @@ def _lower_to_flat_loops(module: tvm.IRModule) -> tvm.IRModule:
 
 def _with_pointer_parameters(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
     """`function` with pointers for buffers, and with its large root allocations as further pointers."""
-    inside_parallel: set[str] = set()
-
-    def note_parallel(loop: tirx.For) -> tirx.For:
-        if loop.kind == tirx.ForKind.PARALLEL:
-            tvm_ffi.structural_map(loop.body, (tirx.AllocBuffer, lambda a: (inside_parallel.add(a.buffer.name), a)[1]))
-        return loop
-
-    tvm_ffi.structural_map(function.body, (tirx.For, note_parallel), order="post")
+    in_parallel = _allocated_in_parallel(function.body)
     scratch: list[tirx.Buffer] = []
 
     def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
-        if buffer_bytes(allocation.buffer) <= STACK_BYTES:
+        buffer = allocation.buffer
+        if buffer_bytes(buffer) <= STACK_BYTES:
             return tirx.AllocBuffer(
-                allocation.buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+                buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)}
             )  # else TVM asks for workspace
-        if allocation.buffer.name in inside_parallel:
+        if any(buffer.same_as(other) for other in in_parallel):
             raise InternalError(
-                f"kernel {function.attrs['global_symbol']!r} allocates {buffer_bytes(allocation.buffer)} bytes for "
-                f"{allocation.buffer.name!r} inside a parallel loop; at most {STACK_BYTES} fit on the stack"
+                f"kernel {function.attrs['global_symbol']!r} allocates {buffer_bytes(buffer)} bytes for "
+                f"{buffer.name!r} inside a parallel loop; at most {STACK_BYTES} fit on the stack"
             )
-        scratch.append(allocation.buffer)
+        scratch.append(buffer)
         return tirx.Evaluate(0)
 
     body = tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, lift), order="post")
@@ -127,28 +121,43 @@ def _with_pointer_parameters(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tu
     for buffer in (*function.params, *scratch):
         pointer = tirx.Var(f"{buffer.name}_pointer", PointerType(PrimType(str(buffer.ty.dtype.dtype)), "global"))
         parameters.append(pointer)
+        if isinstance(buffer.ty.elem_offset, tirx.Var):  # views are never passed: pointers lead to the first element
+            declarations.append(tirx.Bind(buffer.ty.elem_offset, tirx.const(0, str(buffer.ty.elem_offset.ty.dtype))))
         declarations.append(tirx.DeclBuffer(buffer, data=pointer))
     body = tirx.SeqStmt([*declarations, body, Return(tirx.const(0, "int32"))])
     plain = tirx.PrimFunc(parameters, body, ret_type=PrimType("int32"), attrs=function.attrs)
     return plain, tuple(buffer_bytes(buffer) for buffer in scratch)
 
 
+def _allocated_in_parallel(body: tirx.Stmt) -> list[tirx.Buffer]:
+    found: list[tirx.Buffer] = []
+
+    def note_allocation(allocation: tirx.AllocBuffer) -> None:
+        found.append(allocation.buffer)
+
+    def note_loop(loop: tirx.For) -> None:
+        if loop.kind == tirx.ForKind.PARALLEL:
+            tvm_ffi.structural_walk(loop.body, (tirx.AllocBuffer, note_allocation))
+
+    tvm_ffi.structural_walk(body, (tirx.For, note_loop))
+    return found
+
+
 def buffer_bytes(buffer: tirx.Buffer) -> int:
     """Bytes of a buffer of static shape."""
     dtype = tvm.runtime.DataType(str(buffer.ty.dtype.dtype))
-    return math.prod(int(extent) for extent in buffer.ty.shape) * ((dtype.bits * dtype.lanes + 7) // 8)
+    return math.prod(int(extent) for extent in buffer.ty.shape) * (int(dtype.bits * dtype.lanes + 7) // 8)
 
 
 def _refuse_runtime_calls(symbol: str, function: tirx.PrimFunc) -> None:
     called: list[str] = []
 
-    def note(call: Any) -> Any:
+    def note(call: Any) -> None:
         name = getattr(call.op, "name", "")
         if name.startswith("tirx.tvm_call") and "packed" in name:
             called.append(str(call.args[0]))
-        return call
 
-    tvm_ffi.structural_map(function.body, (tvm.ir.Call, note), order="post")
+    tvm_ffi.structural_walk(function.body, (tvm.ir.Call, note))
     if called:
         raise UnsupportedError(
             f"kernel {symbol!r} calls {', '.join(called)} of TVM's runtime, which no bundle contains"

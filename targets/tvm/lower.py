@@ -143,4 +143,4 @@ def _type_bytes(ty: Any) -> int:
         if not isinstance(extent, tirx.IntImm):
             raise UnsupportedError(f"a value has shape {ty.shape}, which is not static")
         count *= int(extent)
-    return count * ((tvm.runtime.DataType(str(ty.dtype.dtype)).bits + 7) // 8)
+    return count * (int(tvm.runtime.DataType(str(ty.dtype.dtype)).bits + 7) // 8)

@@ -25,8 +25,6 @@ ROW_TILE = 4  # accumulators across output channels
 
 def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc:
     """`function` scheduled for `target`; loops are reordered and split, the result is the same."""
-    if not function.attrs.get("s_tir", True) or _is_opaque(function):
-        return function
     for own in SCHEDULES:
         scheduled = own(function, target)
         if scheduled is not None:
@@ -35,13 +33,6 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFun
         return _default(function)
     except s_tir.ScheduleError:
         return function  # unscheduled loops are right, and LLVM still vectorizes the innermost
-
-
-def _is_opaque(function: tirx.PrimFunc) -> bool:
-    try:
-        return not s_tir.Schedule(function).get_child_blocks(s_tir.Schedule(function).get_sblock("root"))
-    except Exception:  # a function without a root block is not schedulable TIR
-        return True
 
 
 def _default(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -90,7 +81,7 @@ def _divisor(extent: int, most: int) -> int:
 
 
 def _schedule_reduction(sch: s_tir.Schedule, block: Any) -> None:
-    """Give a reduction a tile of accumulators on the stack (in registers, after LLVM), and its consumer the same tile."""
+    """Give a reduction a tile of accumulators in registers, and its consumer the same tile."""
     shape = [int(e) for e in sch.get(block).writes[0].source.ty.shape]
     if math.prod(shape) == 1 or _reduces_contiguous(sch, block) or not _reduction_rank(sch, block, 2):
         loops = sch.get_loops(block)
@@ -157,11 +148,10 @@ def _reduces_contiguous(sch: s_tir.Schedule, block: Any) -> bool:
 def _reads(expression: Any, variable: Any) -> bool:
     found: list[bool] = []
 
-    def note(other: Any) -> Any:
+    def note(other: Any) -> None:
         found.append(other.same_as(variable))
-        return other
 
-    tvm_ffi.structural_map(expression, (tirx.Var, note), order="post")
+    tvm_ffi.structural_walk(expression, (tirx.Var, note))
     return any(found)
 
 

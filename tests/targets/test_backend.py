@@ -18,18 +18,19 @@ from graphopt.targets.tvm.importer import import_model
 from graphopt.targets.tvm.program import Copy, KernelCall, Place
 from tests.targets.compiled import lowered, parse, program, run
 
-RESIDUAL = """
+_WEIGHTS = ",".join(str(i % 7 - 3) for i in range(144))
+RESIDUAL = f"""
 <ir_version: 9, opset_import: ["" : 17]>
 net (float[1,4,6,6] x) => (float[1,4,6,6] y)
-<float[4,4,3,3] w1 = {%s}, float[4] b1 = {1,2,3,4}, float[4,4,3,3] w2 = {%s}>
-{
+<float[4,4,3,3] w1 = {{{_WEIGHTS}}}, float[4] b1 = {{1,2,3,4}}, float[4,4,3,3] w2 = {{{_WEIGHTS}}}>
+{{
     a = Conv<pads=[1,1,1,1]>(x, w1, b1)
     r = Relu(a)
     c = Conv<pads=[1,1,1,1]>(r, w2)
     s = Add(c, x)
     y = Relu(s)
-}
-""" % (",".join(str(i % 7 - 3) for i in range(144)), ",".join(str(i % 5 - 2) for i in range(144)))
+}}
+"""
 
 
 def _agrees(model: ir.Model, *, tolerance: float = 1e-5, scheduled: bool = True) -> None:
@@ -49,12 +50,13 @@ def test_each_call_names_the_nodes_that_it_computes() -> None:
 
 
 def test_equal_layers_share_one_kernel_and_keep_their_own_nodes() -> None:
-    model = parse("""
+    halves, quarters = ",".join(["0.5"] * 64), ",".join(["0.25"] * 64)
+    model = parse(f"""
         <ir_version: 9, opset_import: ["" : 17]>
         net (float[1,8] x) => (float[1,8] y)
-        <float[8,8] w = {%s}, float[8,8] v = {%s}>
-        { a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, v)  y = Relu(c) }
-    """ % (",".join(["0.5"] * 64), ",".join(["0.25"] * 64)))
+        <float[8,8] w = {{{halves}}}, float[8,8] v = {{{quarters}}}>
+        {{ a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, v)  y = Relu(c) }}
+    """)
     low = lowered(model)
     assert [call.nodes for call in low.calls] == [(0, 1), (2, 3)]
     assert len({call.function for call in low.calls}) == 1
@@ -151,10 +153,13 @@ def test_the_schedule_changes_no_result_of_reductions(shape: list[int], data: st
     axis = data.draw(st.integers(0, len(shape) - 1))
     operator = data.draw(st.sampled_from(["ReduceMax", "ReduceMean", "ReduceL2", "ReduceLogSumExp"]))
     dims = ",".join(map(str, shape))
-    model = parse(f"""
+    model = parse(
+        f"""
         <ir_version: 9, opset_import: ["" : 17]>
-        net (float[{dims}] x) => (y) {{ a = {operator}<axes=[{axis}]>(x)  b = Sub(x, a)  y = Sigmoid(b) }}
-    """.replace("=> (y)", f"=> (float[{dims}] y)"))
+        net (float[{dims}] x) => (float[{dims}] y)
+        {{ a = {operator}<axes=[{axis}]>(x)  b = Sub(x, a)  y = Sigmoid(b) }}
+    """
+    )
     _agrees(model)
     _agrees(model, scheduled=False)
 
