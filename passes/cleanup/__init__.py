@@ -1,6 +1,6 @@
 """Clean-up: exact rewrites that leave fewer and simpler nodes for whatever comes next.
 
-`DEFAULT` is the order in which `optimize` runs them, as pass specs.
+`DEFAULT` is what `optimize` runs, as pass specs: one pass that runs all others in turn until nothing changes.
 """
 
 from __future__ import annotations
