@@ -28,7 +28,7 @@ class TargetDescription:
     l1d_bytes: int
     l2_bytes: int
     channel_multiple: int  # channel counts that are multiples of this fill the kernels' vectors
-    quantization: tuple[str, ...]  # schemes that have integer kernels here, such as "int8"
+    quantization: tuple[str, ...]  # schemes that the instructions of the core serve, such as "int8"
     emulator: tuple[str, ...]  # command that runs a program for it on another machine; empty: runs natively
     zig_target: str  # target given to `zig cc`; empty: the machine at hand
     sources: tuple[tuple[str, str], ...] = ()  # (fact, where it is documented)
