@@ -51,6 +51,13 @@ def test_shared_library_does_the_same(host: Toy) -> None:
     assert output_of(program).splitlines() == CASES
 
 
+def test_a_run_allocates_nothing(host: Toy) -> None:
+    program = host.work / "allocations"
+    wrapped = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "posix_memalign")]
+    build_program(SOURCES / "allocations.c", host.target, host.include, host.static, program, *wrapped)
+    assert output_of(program) == "1 in create, 0 in 100 runs\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checked", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(host: Toy, checked: str) -> None:
