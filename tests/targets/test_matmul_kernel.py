@@ -247,14 +247,15 @@ def test_other_operators_are_left_to_tvm(body: Body, shapes: list[tuple[int, ...
     assert all(schedule(function, cortex_a76()) is None for function in kernels(module).values())
 
 
-def test_a_product_that_is_read_elsewhere_than_at_its_own_element_is_declined_and_still_right() -> None:
-    x, weights, other = random(1, 8), random(8, 12), random(5, 12)
-    body = lambda x, other: relax.op.add(relax.op.matmul(x, relax.const(weights)), other)  # noqa: E731
-    module = fused(body, [x, other], "aarch64")
-    for function in kernels(module).values():
-        blocks = str(function.script()).count("T.sblock(")
-        assert (schedule(function, cortex_a76()) is None) == (blocks > 1)
-    np.testing.assert_allclose(run(module, [x, other]), x @ weights + other, rtol=0, atol=1e-5)
+def test_a_product_that_is_spread_over_a_larger_tensor_is_stored_first() -> None:
+    x, weights, image = random(1, 8, 1, 1), random(12, 8, 1, 1), random(1, 12, 5, 7)
+
+    def body(x: Any, image: Any) -> Any:
+        gate = relax.op.sigmoid(relax.op.nn.conv2d(x, relax.const(weights)))
+        return relax.op.add(relax.op.multiply(image, gate), image)
+
+    gate = 1 / (1 + np.exp(-np.einsum("ok,bkhw->bohw", weights[:, :, 0, 0].astype(float), x)))
+    assert_computes(body, [x, image], image * gate + image, 8, "aarch64")
 
 
 def test_the_product_itself_is_not_stored() -> None:

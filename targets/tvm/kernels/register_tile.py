@@ -16,140 +16,25 @@ passes, from the L2 cache. There is no blocking over k: for k up to about 600 a 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import tvm_ffi
-from tvm import s_tir, tirx
-from tvm.ir.expr import TensorLoad
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
-from graphopt.targets.tvm.kernels.matmul import COLUMN_AXES, PACKED, ROW_AXES, TILE
+from graphopt.targets.tvm.kernels.fused_product import Axis, Plan, Stage, lookup, replace_loads, substitute, take_apart
 
 PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
 LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A flattened group of C's axes."""
-
-    extents: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.extents)
-
-    def unravel(self, position: Any) -> list[Any]:
-        """The indices of a flat position."""
-        indices: list[Any] = []
-        for extent in reversed(self.extents[1:]):
-            indices.insert(0, position % extent)
-            position = position // extent
-        return [position, *indices] if self.extents else []
-
-
-@dataclass(frozen=True)
-class Stage:
-    """An element-wise operator behind the product: `target[v] = value`, over the whole of C."""
-
-    target: Any
-    value: Any
-    variables: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A fused function, taken apart. `left` and `right` are the factors' elements at the block's `variables` and k."""
-
-    function: tirx.PrimFunc
-    product: Any  # the buffer that C would have
-    left: Any
-    right: Any
-    variables: tuple[Any, ...]
-    k: Any
-    batch: Axis
-    rows: Axis
-    columns: Axis
-    depth: int
-    tile_rows: int
-    tile_columns: int
-    lanes: int
-    packed_left: bool  # rows of a panel are contiguous
-    packed_right: bool  # panels are whole vectors, with padding
-    stages: tuple[Stage, ...]
-
-
 def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
-    """`function` with the kernel's loops; None if it is no product, or has more to it than element-wise stages."""
-    plan = _take_apart(function)
+    """`function` with the kernel's loops; None if it is no product, or reduces the product further."""
+    plan = take_apart(function)
     return None if plan is None else _write(plan)
-
-
-def _take_apart(function: tirx.PrimFunc) -> Plan | None:
-    sch = s_tir.Schedule(function)
-    blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
-    if not blocks or TILE not in blocks[0].annotations:
-        return None
-    block, marks = blocks[0], blocks[0].annotations
-    *spatial, reduction = block.iter_vars
-    extents = [int(v.dom.extent) for v in spatial]
-    made = [block.writes[0].source]
-    stages = []
-    for other in blocks[1:]:
-        if not _is_elementwise(other, extents, made):
-            return None
-        stages.append(Stage(other.body.buffer, other.body.value, tuple(v.var for v in other.iter_vars)))
-        made.append(other.body.buffer)
-    second = len(extents) - int(marks[COLUMN_AXES])
-    first = second - int(marks[ROW_AXES])
-    rows, columns, lanes = (int(x) for x in marks[TILE])
-    return Plan(
-        function=function,
-        product=block.writes[0].source,
-        left=block.body.value.b.a,
-        right=block.body.value.b.b,
-        variables=tuple(v.var for v in spatial),
-        k=reduction.var,
-        batch=Axis(tuple(extents[:first])),
-        rows=Axis(tuple(extents[first:second])),
-        columns=Axis(tuple(extents[second:])),
-        depth=int(reduction.dom.extent),
-        tile_rows=rows,
-        tile_columns=columns,
-        lanes=lanes,
-        packed_left=int(marks[PACKED][0]) == 1,
-        packed_right=int(marks[PACKED][1]) == 1,
-        stages=tuple(stages),
-    )
-
-
-def _is_elementwise(block: Any, extents: list[int], made: list[Any]) -> bool:
-    """Whether a block computes each of its elements from the same element of what is `made` before it."""
-    variables = [v.var for v in block.iter_vars]
-    if not isinstance(block.body, tirx.BufferStore) or [int(v.dom.extent) for v in block.iter_vars] != extents:
-        return False
-
-    def same(indices: Sequence[Any]) -> bool:
-        return len(indices) == len(variables) and all(
-            index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
-            for index, variable, extent in zip(indices, variables, extents, strict=True)
-        )
-
-    reads: list[TensorLoad] = []
-
-    def note(load: TensorLoad) -> TensorLoad:
-        reads.append(load)
-        return load
-
-    _replace_loads(block.body.value, note)
-    return same(block.body.indices) and all(
-        same(load.indices) for load in reads if any(load.source.same_as(buffer) for buffer in made)
-    )
 
 
 def _write(plan: Plan) -> tirx.PrimFunc:
@@ -158,8 +43,22 @@ def _write(plan: Plan) -> tirx.PrimFunc:
         T.func_attr(dict(function.attrs))
         for parameter in function.params:
             T.arg(parameter.name, parameter)
+        for buffer in (plan.product, *(stage.target for stage in (*plan.stages, *plan.rest))):
+            if plan.stored(buffer) and not any(buffer.same_as(parameter) for parameter in function.params):
+                T.add_to_parent(tirx.AllocBuffer(buffer, {}))
         _write_tiles(plan)
+        for stage in plan.rest:
+            _write_loops(stage)
     return builder.get()
+
+
+def _write_loops(stage: Stage) -> None:
+    """Plain loops for a stage; LLVM vectorizes the innermost."""
+    outer, last = Axis(stage.extents[:-1]), stage.extents[-1]
+    loop = T.parallel if outer.size * last >= PARALLEL_MACS else T.serial
+    with loop(_index(outer.size)) as task, T.serial(_index(last)) as j:
+        pairs = list(zip(stage.variables, [*outer.unravel(task), j], strict=True))
+        T.buffer_store(stage.target, substitute(stage.value, pairs), [substitute(i, pairs) for i in stage.indices])
 
 
 def _write_tiles(plan: Plan) -> None:
@@ -321,7 +220,7 @@ def _vector(width: int, body: Callable[[Any], None]) -> None:
 def _factor(plan: Plan, load: Any, batch: list[Any], m: Any, n: Any, k: Any) -> Any:
     """A factor's element for the given m, n and k."""
     coordinates = [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
-    return _substitute(load, [*zip(plan.variables, coordinates, strict=True), (plan.k, k)])
+    return substitute(load, [*zip(plan.variables, coordinates, strict=True), (plan.k, k)])
 
 
 def _finish(plan: Plan, batch: list[Any], m: Any, n: Any, total: Any) -> None:
@@ -331,25 +230,13 @@ def _finish(plan: Plan, batch: list[Any], m: Any, n: Any, total: Any) -> None:
 
     def make(target: Any, value: Any) -> None:
         made.append((target, T.Bind(value)))
-        if any(target.same_as(parameter) for parameter in plan.function.params):
+        if plan.stored(target):
             T.buffer_store(target, made[-1][1], coordinates)
 
     make(plan.product, total)
     for stage in plan.stages:
-        value = _replace_loads(stage.value, lambda load: _lookup(made, load.source, load))
-        make(stage.target, _substitute(value, list(zip(stage.variables, coordinates, strict=True))))
-
-
-def _lookup(pairs: list[tuple[Any, Any]], key: Any, default: Any) -> Any:
-    return next((value for known, value in pairs if known.same_as(key)), default)
-
-
-def _substitute(expression: Any, pairs: list[tuple[Any, Any]]) -> Any:
-    return tvm_ffi.structural_map(expression, (tirx.Var, lambda variable: _lookup(pairs, variable, variable)))
-
-
-def _replace_loads(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
-    return tvm_ffi.structural_map(expression, (TensorLoad, replacement))
+        value = replace_loads(stage.value, lambda load: lookup(made, load.source, load))
+        make(stage.target, substitute(value, list(zip(stage.variables, coordinates, strict=True))))
 
 
 def _index(value: int) -> Any:
