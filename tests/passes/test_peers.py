@@ -115,9 +115,12 @@ def test_clean_up_keeps_the_outputs(path: Path) -> None:
 
 
 def randomize(model: ir.Model) -> None:
-    """Give random data to the weights that ConstantOfShape nodes make, scaled to keep activations within range."""
+    """Give random data to the weights that ConstantOfShape nodes make, and take the softmax, which saturates, away."""
     rng = np.random.default_rng(0)
     for node in tuple(model.graph):
+        if node.op_type == "Softmax":
+            node.op_type = "Identity"
+            node.attributes.clear()
         if node.op_type != "ConstantOfShape":
             continue
         output = node.outputs[0]
