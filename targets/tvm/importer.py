@@ -18,7 +18,8 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.errors import UnsupportedError
 from graphopt.targets.tvm.operators.attributes import plain_attributes
-from graphopt.targets.tvm.operators.table import CONVERTERS, refusal
+from graphopt.targets.tvm.operators.refusals import refusal
+from graphopt.targets.tvm.operators.table import CONVERTERS
 
 Converter = Callable[[relax.BlockBuilder, list[Any], dict[str, Any], ir.Node], Any]
 
@@ -125,17 +126,11 @@ def _unfit_values(node: ir.Node) -> str | None:
 
 def _convert(builder: relax.BlockBuilder, node: ir.Node, index: int, values: dict[str, Any], opset: int) -> None:
     inputs = onnx_frontend.onnx_input(None if v is None else values[v.name or ""] for v in node.inputs)
-    try:
-        own = CONVERTERS.get(node.op_type)
-        if own is not None:
-            result = own(builder, list(inputs), dict(node.attributes), node)
-        else:
-            result = _convert_by_tvm(builder, inputs, node, values, opset)
-    except UnsupportedError:
-        raise
-    except Exception as error:  # TVM's converters raise all kinds for what they do not cover
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise unsupported_error([(node.op_type, node.name or "", f"TVM's importer: {reason[0]}")]) from error
+    own = CONVERTERS.get(node.op_type)
+    if own is not None:
+        result = own(builder, list(inputs), dict(node.attributes), node)
+    else:
+        result = _convert_by_tvm(builder, inputs, node, values, opset)
     items = list(result) if isinstance(result, relax.Tuple | tuple | list) else None
     if items is None:
         result = builder.normalize(result) if not isinstance(result, relax.Var) else result
@@ -159,9 +154,13 @@ def _convert_by_tvm(
     builder: relax.BlockBuilder, inputs: list[Any], node: ir.Node, values: Mapping[str, Any], opset: int
 ) -> Any:
     convert = onnx_frontend._get_convert_map()[node.op_type].get_converter(opset)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TVM warns of shapes that it cannot infer; _check below is strict
-        return convert(builder, inputs, plain_attributes(node), [values, {}])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TVM warns of shapes that it cannot infer; _check is strict
+            return convert(builder, inputs, plain_attributes(node), [values, {}])
+    except Exception as error:  # TVM's converters raise all kinds for what they do not cover
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise unsupported_error([(node.op_type, node.name or "", f"TVM's importer: {reason[0]}")]) from error
 
 
 def _as_tensor(builder: relax.BlockBuilder, expression: Any) -> Any:

@@ -1,23 +1,31 @@
 """What the importer wants of a model: a recent opset, and operators that it knows.
 
 Operators that ONNX defines as functions of others are replaced by their definition, but only those that neither TVM's
-importer nor ours converts, or that TVM's is known to compute wrongly: fewer, larger operators fuse better.
+importer nor ours converts, or that TVM's is known to compute wrongly: fewer, larger operators fuse better. What the
+definitions compute of shapes is folded at once, since the importer needs it to be constant.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
-import onnx.inliner
 import onnx_ir as ir
+import onnxscript.optimizer
+from onnx.defs import OpSchema
 from onnx_ir import serde
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt import ir as gir
+from graphopt.ir.functions import inline, to_model_opsets
 from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
 
 OLDEST_OPSET = 13  # TVM's converters know little of what changed before: Slice, Clip, Pad, Squeeze … by attributes
 WORKING_OPSET = 17
 ROUNDS = 8  # definitions nest a few deep; each round expands one level
+DOMAIN = "graphopt.definitions"  # of the functions that are about to be inlined
+NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear"})  # folding would hide that a weight is quantized
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -28,30 +36,117 @@ def prepare(model: ir.Model) -> ir.Model:
     if model.graph.opset_imports.get("", WORKING_OPSET) < OLDEST_OPSET:
         model = gir.convert_opset(model, WORKING_OPSET)
         gir.refresh_shapes(model)
-    return _expand(model)
-
-
-def _expand(model: ir.Model) -> ir.Model:
-    known = set(onnx_frontend._get_convert_map()) - EXPANDED | set(CONVERTERS)
     for _ in range(ROUNDS):
-        wanted = {node.op_type for node in model.graph if node.domain in ("", "ai.onnx")} - known
-        functions = sorted(name for name in wanted if _has_definition(name, model.graph.opset_imports.get("", 1)))
-        if not functions:
+        nodes = _nodes_to_expand(model)
+        if not nodes:
             break
-        proto = onnx.inliner.inline_selected_functions(
-            serde.serialize_model(model), [("", name) for name in functions], inline_schema_functions=True
-        )
-        expanded = serde.deserialize_model(proto)
-        gir.refresh_shapes(expanded)
-        if [n.op_type for n in expanded.graph] == [n.op_type for n in model.graph]:
-            break
-        model = expanded
+        model = _expand(gir.clone(model), nodes)
+        gir.refresh_shapes(model)
+        _fold(model)
     return model
 
 
-def _has_definition(name: str, opset: int) -> bool:
+def _nodes_to_expand(model: ir.Model) -> list[int]:
+    known = set(onnx_frontend._get_convert_map()) | set(CONVERTERS)
+    opset = model.graph.opset_imports.get("", 1)
+    return [
+        i
+        for i, node in enumerate(model.graph)
+        if node.domain in ("", "ai.onnx")
+        and (node.op_type not in known or EXPANDED.get(node.op_type, _never)(node))
+        and _definition(node, opset) is not None
+    ]
+
+
+def _never(node: ir.Node) -> bool:
+    return False
+
+
+def _expand(model: ir.Model, indices: Sequence[int]) -> ir.Model:
+    """`model`, changed in place if it can be, with the definitions of the nodes at `indices` in their place."""
+    nodes = list(model.graph)
+    for i in indices:
+        node = nodes[i]
+        definition = _definition(node, model.graph.opset_imports[""])
+        assert definition is not None  # _nodes_to_expand asked
+        name = f"{node.op_type}_{i}"  # a definition may depend on the node: each has its own
+        del definition.attribute[:]
+        definition.domain, definition.name = DOMAIN, name
+        node.domain, node.op_type = DOMAIN, name
+        function = serde.deserialize_function(definition)
+        model.functions[function.identifier()] = function
+    model.graph.opset_imports[DOMAIN] = 1
+    proto = serde.serialize_model(model)
+    inlined = to_model_opsets(proto)
+    if inlined is not proto:
+        return serde.deserialize_model(inlined)
+    inline(model, "the definition of an operator")
+    return model
+
+
+def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
+    """ONNX's definition of a node by others, with the node's attributes filled in; None where there is none."""
     try:
-        schema = onnx.defs.get_schema(name, max_inclusive_version=opset)
+        schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset)
     except onnx.defs.SchemaError:
-        return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+        return None
+    proto = serde.serialize_node(node)
+    stated = {attribute.name for attribute in proto.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in stated and attribute.default_value.type:
+            proto.attribute.append(attribute.default_value)
+    encoded = _encoded_definition(schema, proto, [_encoded_type(value) for value in node.inputs], opset)
+    if encoded is None:
+        return None
+    definition = onnx.FunctionProto.FromString(encoded)
+    made = {name for inner in definition.node for name in inner.output}
+    kept = [name for name in definition.output if name in made]  # it may leave out what the node does not ask for
+    del definition.output[:]
+    definition.output.extend(kept)
+    _fill_attributes(definition.node, {attribute.name: attribute for attribute in proto.attribute})
+    return definition
+
+
+def _encoded_definition(schema: OpSchema, proto: onnx.NodeProto, types: list[bytes], opset: int) -> bytes | None:
+    if schema.has_function:
+        versions = [version for version in schema.function_opset_versions if version <= opset]
+        return schema.get_function_with_opset_version(max(versions)) if versions else None
+    if schema.has_context_dependent_function:
+        versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
+        if versions:
+            return schema.get_context_dependent_function_with_opset_version(
+                max(versions), proto.SerializeToString(), types
+            )
+    return None
+
+
+def _encoded_type(value: ir.Value | None) -> bytes:
+    return b"" if value is None or value.type is None else serde.serialize_value(value).type.SerializeToString()
+
+
+def _fill_attributes(nodes: Sequence[onnx.NodeProto], given: dict[str, onnx.AttributeProto]) -> None:
+    """Replace the references of a definition's nodes to its attributes, in subgraphs too; drop those not given."""
+    for node in nodes:
+        attributes = []
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                value = given.get(attribute.ref_attr_name)
+                if value is None:
+                    continue
+                name = attribute.name
+                attribute = onnx.AttributeProto()
+                attribute.CopyFrom(value)
+                attribute.name = name
+            if attribute.HasField("g"):
+                _fill_attributes(attribute.g.node, given)
+            attributes.append(attribute)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+
+
+def _fold(model: ir.Model) -> None:
+    """Compute what is constant, in place: the shapes and axes that definitions compute."""
+    onnxscript.optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type in NEVER_FOLDED else None)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    gir.refresh_shapes(model)

@@ -1,4 +1,4 @@
-"""Which operators our own converters cover, and which forms of others are refused because TVM computes them wrongly."""
+"""How each operator is converted: by our own converters, by ONNX's definition of it, or else by TVM's importer."""
 
 from __future__ import annotations
 
@@ -7,27 +7,51 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.targets.tvm.operators import recurrent
+from graphopt.targets.tvm.operators import (
+    elementwise,
+    gather,
+    rearrangement,
+    recurrent,
+    reduction,
+    reshaping,
+    resize,
+    scan,
+    scatter,
+    slicing,
+    top_k,
+)
 from graphopt.targets.tvm.operators.activation import convert_clip
 from graphopt.targets.tvm.operators.convolution import convert_conv
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
     "Clip": convert_clip,
     "Conv": convert_conv,
+    **elementwise.CONVERTERS,
+    **gather.CONVERTERS,
+    **rearrangement.CONVERTERS,
     **recurrent.CONVERTERS,
+    **reduction.CONVERTERS,
+    **reshaping.CONVERTERS,
+    **resize.CONVERTERS,
+    **scan.CONVERTERS,
+    **scatter.CONVERTERS,
+    **slicing.CONVERTERS,
+    **top_k.CONVERTERS,
 }
 
 
-def refusal(node: ir.Node) -> str | None:
-    """Why a node must not be lowered, or None."""
-    return REFUSED.get(node.op_type)
+def _always(node: ir.Node) -> bool:
+    return True
 
 
-REFUSED: dict[str, str] = {
-    "If": "a branch that depends on the data has no lowering; make its condition constant",
-    "Loop": "loops have no lowering; unroll it before export",
-    "Scan": "scans have no lowering; unroll it before export",
+def _has_several_outputs(node: ir.Node) -> bool:
+    return any(output.name and (output.uses() or output.is_graph_output()) for output in node.outputs[1:])
+
+
+# Operators with a definition in terms of others that TVM's importer lacks a form of, or computes otherwise than ONNX
+# says: which of their nodes are replaced by the definition.
+EXPANDED: dict[str, Callable[[ir.Node], bool]] = {
+    "Attention": _always,
+    "LayerNormalization": _has_several_outputs,
+    "RMSNormalization": _always,
 }
-
-# Operators with a definition in terms of others that TVM's importer computes otherwise than ONNX says.
-EXPANDED: frozenset[str] = frozenset()

@@ -1,0 +1,67 @@
+"""Operators, and forms of them, that have no lowering on purpose: the reason, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+_QDQ = "integer operators with their own scales have no lowering; export it as QDQ (QuantizeLinear and DequantizeLinear)"
+_RANDOM = "it is random, and a compiled model gives one result for one input; make the numbers an input"
+_SIZE = "the size of its result depends on the data; cut the graph in front of it and compute it yourself"
+_STRING = "strings have no kernels; compute it in front of the model"
+_SEQUENCE = "sequences and optional values have no lowering; use tensors"
+_SUBGRAPH = "its subgraph depends on the data"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger"), _QDQ),
+    **dict.fromkeys(
+        (
+            *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        ),
+        _RANDOM,
+    ),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique"), _SIZE),
+    **dict.fromkeys(
+        ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), _STRING
+    ),
+    **dict.fromkeys(
+        (
+            *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"),
+            *("SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence"),
+            *("Optional", "OptionalGetElement", "OptionalHasElement"),
+        ),
+        _SEQUENCE,
+    ),
+    "ImageDecoder": "images are decoded in front of the model",
+    "If": f"{_SUBGRAPH}; make its condition constant",
+    "Loop": f"{_SUBGRAPH}; unroll it before export",
+    "Scan": f"{_SUBGRAPH}; unroll it before export",
+}
+
+
+def refusal(node: ir.Node) -> str | None:
+    """Why a node must not be lowered, and what to do instead; None if nothing speaks against it."""
+    form = FORMS.get(node.op_type)
+    return REFUSED.get(node.op_type) or (form(node) if form else None)
+
+
+def _training(node: ir.Node) -> str | None:
+    if _integer(node, "training_mode", 0):
+        return "it is in training mode; export the model for inference"
+    return None
+
+
+def _roi_align(node: ir.Node) -> str | None:
+    mode = node.attributes["mode"].value if "mode" in node.attributes else "avg"
+    return f"its mode {mode!r} has no lowering; use 'avg'" if mode != "avg" else None
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    return int(node.attributes[name].value) if name in node.attributes else default
+
+
+FORMS: dict[str, Callable[[ir.Node], str | None]] = {
+    "BatchNormalization": _training,
+    "RoiAlign": _roi_align,
+}
