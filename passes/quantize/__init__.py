@@ -1,0 +1,9 @@
+"""Quantization: int8 where integer kernels compute, written as QuantizeLinear and DequantizeLinear of standard ONNX.
+
+`observers` (in analysis) choose ranges, `arithmetic` turns them into scales and zero points, `placement` decides which
+values are integers and which share a scale, `insertion` rewrites the graph, and `quantize` is the pass.
+"""
+
+from __future__ import annotations
+
+PASSES: tuple[str, ...] = ("graphopt.passes.quantize.quantize:Quantize",)
