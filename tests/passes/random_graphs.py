@@ -1,4 +1,4 @@
-"""Small random models for hypothesis: static shapes, float32, any opset from 8, parameters in the form of that opset."""
+"""Small random models for hypothesis: static shapes, float32, any opset from 8, parameters in its form."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import graphopt.ir as graph_ir
 from graphopt.pipeline.base import PassContext
 
 Shape = tuple[int, ...]
-IR_VERSION = 8
-OPSETS = (8, 9, 11, 13, 17, 18)
+IR_VERSION = 10
+OPSETS = (8, 9, 11, 13, 17, 18, 21)
 CONTEXT = PassContext()
 
 
@@ -48,11 +48,15 @@ class Builder:
     def integers(self, numbers: Any) -> str:
         return self.constant(np.array(numbers, np.int64))
 
-    def add(self, operator: str, inputs: list[str], *shapes: Shape, floats: bool = True, **attributes: Any) -> list[str]:
+    def add(
+        self, operator: str, inputs: list[str], *shapes: Shape, floats: bool = True, **attributes: Any
+    ) -> list[str]:
         """A node with one output of each shape; the names of the outputs. Only floats are picked as inputs later."""
         names = [f"v{self.count + index}" for index in range(len(shapes))]
         self.count += len(names)
-        self.nodes.append(helper.make_node(operator, inputs, names, f"{operator.lower()}_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(operator, inputs, names, f"{operator.lower()}_{len(self.nodes)}", **attributes)
+        )
         if floats:
             self.shapes.update(zip(names, shapes, strict=True))
         return names
@@ -289,3 +293,17 @@ def models(draw: Callable[[st.SearchStrategy[Any]], Any], *steps: Step, rank4: b
     )
     opsets = [helper.make_opsetid("", build.opset)]
     return graph_ir.load(helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets))
+
+
+def with_unknown_shapes(model: ir.Model) -> dict[str, npt.NDArray[np.float32]]:
+    """Make all dimensions of inputs and outputs symbols, in place; returns inputs of the sizes that they had."""
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        feeds[f"{value.name}"] = rng.standard_normal(tuple(value.shape.numpy()), np.float32)
+        value.shape = ir.Shape([f"N{axis}" for axis in range(len(value.shape))])
+    for number, value in enumerate(model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([f"O{number}_{axis}" for axis in range(len(value.shape))])
+    return feeds

@@ -97,3 +97,10 @@ SHAPES = (steps.reshape, steps.squeeze, steps.unsqueeze, steps.flatten, steps.sl
 def test_random_graphs_keep_their_outputs_and_settle(model: ir.Model) -> None:
     outcome = check(CleanUp(), model, changes=None)
     assert outcome.result.statistics["settled"] == "yes"
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps.models(*MENU, *SHAPES, steps.reduce, steps.pad, steps.casts))
+def test_random_graphs_of_unknown_shapes_keep_their_outputs(model: ir.Model) -> None:
+    feeds = steps.with_unknown_shapes(model)
+    check(CleanUp(), model, changes=None, feeds=feeds)
