@@ -1,0 +1,165 @@
+"""Quantize a model to int8: observe the float model on calibration data, place, insert."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.analysis.calibration import histograms
+from graphopt.analysis.observers import Histogram, Observer, range_of
+from graphopt.errors import ModelWarning, UsageError
+from graphopt.ir import convert_opset
+from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.cleanup.rewiring import is_standard, opset_of
+from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
+from graphopt.passes.quantize.insertion import insert
+from graphopt.passes.quantize.placement import Group, Plan, place
+from graphopt.passes.quantize.rules import Kind
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+
+# Operators of a model that is quantized already, by this pass or another tool.
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+QUANTIZED_INTEGER = ("ConvInteger", "MatMulInteger")
+_CHANNEL_OPSET = 13  # the first with a scale for each channel
+_FEW_SAMPLES = 10
+
+
+class Scheme(enum.Enum):
+    """The integers to compute on."""
+
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Put QuantizeLinear and DequantizeLinear where int8 kernels compute, calibrated on samples."""
+
+    name: ClassVar[str] = "quantize"
+    exact: ClassVar[bool] = False
+
+    scheme: Scheme = option(Scheme.INT8, "the integers to compute on")
+    observer: Observer = option(Observer.MSE, "how the range of an activation is chosen")
+    weight_observer: Observer = option(Observer.MIN_MAX, "how the range of a weight is chosen: min-max or mse")
+    per_channel: bool = option(True, "a scale for each output channel of a weight")
+    symmetric_activations: bool = option(False, "activations with the zero point 0")
+    exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Quantize the main graph. A model that holds quantized operators already is left alone.
+
+        Raises:
+            UsageError: the target's instructions do not serve the scheme, or there is no such observer of weights.
+            ModelError: the model's opset is older than 13 and cannot be converted.
+            DataError: there is no sample, or the samples do not fit.
+        """
+        self._check(context)
+        if (layer := _quantized_layer(model)) is not None:
+            return PassResult(False, declined=(Declined(layer_name(layer), "the model is quantized already"),))
+        plan = place(model.graph, exclude=self.exclude)
+        if not plan.layers:
+            return PassResult(False, {"integer-layers": 0}, plan.declined)
+        if context.calibration is None:
+            return _without_data(plan)
+        if len(context.calibration) < _FEW_SAMPLES:
+            warnings.warn(
+                f"activations are calibrated on {len(context.calibration)} samples; a hundred serve well",
+                ModelWarning,
+                stacklevel=2,
+            )
+        converted = _convert(model)
+        plan, observed = self._observe(model, context)
+        if not plan.layers:
+            return PassResult(converted, {"integer-layers": 0}, plan.declined)
+        parameters = self._parameters(plan, observed)
+        insert(
+            model.graph,
+            plan,
+            parameters,
+            per_channel=self.per_channel,
+            mse_weights=self.weight_observer is Observer.MSE,
+            symmetric=self.symmetric_activations,
+        )
+        statistics = {
+            "integer-layers": len(plan.layers),
+            "products": sum(layer.kind is Kind.PRODUCT for layer in plan.layers),
+            "quantized-values": len(parameters),
+            "scales": len(plan.groups),
+            "samples": len(context.calibration),
+        }
+        return PassResult(True, statistics, plan.declined)
+
+    def _check(self, context: PassContext) -> None:
+        target = context.target
+        if target is not None and self.scheme.value not in target.quantization:
+            raise UsageError(
+                f"target '{target.name}' does not serve the scheme '{self.scheme.value}'",
+                advice=f"it serves {', '.join(target.quantization) or 'none'}",
+            )
+        if self.weight_observer not in (Observer.MIN_MAX, Observer.MSE):
+            raise UsageError(f"weight_observer is '{self.weight_observer.value}', expected min-max or mse")
+
+    def _observe(self, model: ir.Model, context: PassContext) -> tuple[Plan, Mapping[str, Histogram]]:
+        """A plan of values that are finite on the samples, and their histograms."""
+        samples = context.calibration
+        observed: dict[str, Histogram] = {}
+        refused: dict[ir.Node, str] = {}
+        while True:
+            plan = place(model.graph, exclude=self.exclude, refused=refused)
+            names = [str(value.name) for group in plan.groups for value in group.sources]
+            missing = [name for name in names if name not in observed]
+            if missing and samples is not None:
+                observed |= histograms(model, missing, samples, context.progress)
+            bad = {name: observed[name] for name in names if observed[name].not_finite or not observed[name].total}
+            if not bad:
+                return plan, observed
+            for layer in plan.layers:
+                for value in (*layer.operand_values(), *layer.results):
+                    if value.name in bad:
+                        what = "is NaN or infinite" if bad[value.name].not_finite else "is empty"
+                        refused[layer.node] = f"'{value.name}' {what} on the calibration data"
+
+    def _parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
+        chosen: dict[ir.Value, Parameters] = {}
+        for group in plan.groups:
+            low, high = self._range(group, observed)
+            parameters = activation_parameters(low, high, symmetric=self.symmetric_activations)
+            chosen |= dict.fromkeys(group.values, parameters)
+        return chosen
+
+    def _range(self, group: Group, observed: Mapping[str, Histogram]) -> tuple[float, float]:
+        """The union over what makes the numbers of the group."""
+        ranges = list(group.fixed)
+        for value in group.sources:
+            ranges.append(
+                range_of(observed[str(value.name)], self.observer, symmetric=self.symmetric_activations)
+            )
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _quantized_layer(model: ir.Model) -> ir.Node | None:
+    operators = (*QUANTIZED, *QUANTIZED_INTEGER)
+    return next((node for node in model.graph.all_nodes() if is_standard(node, *operators)), None)
+
+
+def _without_data(plan: Plan) -> PassResult:
+    reason = "there is no calibration data, and without it no activation is quantized"
+    warnings.warn(f"nothing is quantized: {reason}; give samples with --calib", ModelWarning, stacklevel=3)
+    declined = [Declined(layer_name(layer.node), reason) for layer in plan.layers]
+    return PassResult(False, {"integer-layers": 0}, (*declined, *plan.declined))
+
+
+def _convert(model: ir.Model) -> bool:
+    """Bring the model to the opset that scales by channel need, in place; whether that changed it."""
+    if opset_of(model) >= _CHANNEL_OPSET:
+        return False
+    converted = convert_opset(model, _CHANNEL_OPSET)
+    model.graph = converted.graph
+    model.ir_version = converted.ir_version
+    model.opset_imports.clear()
+    model.opset_imports.update(converted.opset_imports)
+    return True
