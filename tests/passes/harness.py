@@ -1,9 +1,9 @@
 """What the tests of passes share: models from text, a checked run of a pass, equality under ONNX Runtime.
 
-    model = parse('''<ir_version: 8, opset_import: ["" : 17]>
-        g (float[1,3] x) => (float[1,3] y) { y = Mul(x, w) }''', w=np.ones(3, np.float32))
-    outcome = check(FoldAffine(), model)
-    golden("scalar", outcome)           # the fixture of conftest.py
+model = parse('''<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,3] x) => (float[1,3] y) { y = Mul(x, w) }''', w=np.ones(3, np.float32))
+outcome = check(FoldAffine(), model)
+golden("scalar", outcome)           # the fixture of conftest.py
 """
 
 from __future__ import annotations
