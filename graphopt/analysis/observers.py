@@ -255,4 +255,5 @@ def channel_ends(weights: Array, axis: int | None, *, mse: bool = False) -> Arra
             error = np.square(rows - np.clip(np.rint(rows / scale), -127, 127) * scale).sum(axis=1)
             best, least = np.where(error < least, ends * shrink, best), np.minimum(error, least)
         ends = best
-    return ends if axis is not None else ends[0]
+    result: Array = ends if axis is not None else ends[0]
+    return result

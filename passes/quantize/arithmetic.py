@@ -26,7 +26,7 @@ BIAS_MAX = 2**30
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of one QuantizeLinear: float32 `scale` and `zero_point` of the integer type, both [] or [channels] along `axis`."""
+    """Of a QuantizeLinear: float32 `scale`, `zero_point` of the integer type; both [], or [channels] along `axis`."""
 
     scale: Array
     zero_point: Array
@@ -62,7 +62,8 @@ def weight_parameters(ends: Array, axis: int | None) -> Parameters:
 def _scale(wanted: Array) -> Array:
     """As float32, a normal number; 1 where nothing but 0 is to be held."""
     bounded = np.clip(wanted, MIN_SCALE, np.finfo(np.float32).max)
-    return np.where(wanted > 0, bounded, 1.0).astype(np.float32)
+    scale: Array = np.where(wanted > 0, bounded, 1.0).astype(np.float32)
+    return scale
 
 
 def widened_for_bias(weights: Parameters, input_scale: Array, bias: Array) -> Parameters:
@@ -102,13 +103,15 @@ def quantize(values: Array, parameters: Parameters, *, lowest: int | None = None
         steps = np.rint(values.astype(wide) / scale.astype(wide))
     limits = np.iinfo(kind)
     shifted = steps.astype(np.float64) + zero_point
-    return np.clip(shifted, limits.min if lowest is None else lowest, limits.max).astype(kind)
+    integers: Array = np.clip(shifted, limits.min if lowest is None else lowest, limits.max).astype(kind)
+    return integers
 
 
 def dequantize(integers: Array, parameters: Parameters) -> Array:
     """What DequantizeLinear gives: float32."""
     scale, zero_point = (_along(p, integers.ndim, parameters.axis) for p in (parameters.scale, parameters.zero_point))
-    return (integers.astype(np.int64) - zero_point).astype(np.float32) * scale
+    floats: Array = (integers.astype(np.int64) - zero_point).astype(np.float32) * scale
+    return floats
 
 
 def _along(vector: Array, rank: int, axis: int | None) -> Array:

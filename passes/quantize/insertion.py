@@ -136,7 +136,9 @@ def _quantize_weight(
         groups = weight.channels // (array.shape[axis] if axis is not None else weight.channels)
         largest = np.abs(layer.bias.values).reshape(groups, -1).max(axis=0)  # of the channels that share a scale
         chosen = widened_for_bias(chosen, scale, largest)
-        tiled = chosen if axis is None else Parameters(np.tile(chosen.scale, groups), np.tile(chosen.zero_point, groups), 0)
+        tiled = (
+            chosen if axis is None else Parameters(np.tile(chosen.scale, groups), np.tile(chosen.zero_point, groups), 0)
+        )
         steps = bias_parameters(scale, tiled, weight.channels)
         old = layer.bias.node.inputs[layer.bias.index]
         if old is not None:

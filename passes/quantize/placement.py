@@ -27,8 +27,9 @@ from graphopt.passes.quantize.rules import (
     Weight,
     channel_vector,
     is_activation,
-    is_wide,
+    is_norm,
     layer_of,
+    needing_precision,
 )
 from graphopt.pipeline.base import Declined
 
@@ -48,7 +49,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """layers: the integer nodes, in order. groups: every integer value is in one. declined: the others, with reasons."""
+    """layers: the integer nodes, in order. groups: each integer value is in one. declined: other nodes, with reasons."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
@@ -106,10 +107,15 @@ def _front_end(graph: ir.Graph, layers: Mapping[ir.Node, Layer]) -> dict[ir.Node
     """The layers that are to keep relative precision, each with the operator that needs it."""
     reader: dict[ir.Node, ir.Node] = {}  # a node, and the wide operator that its numbers come to
     for node in reversed(list(graph)):
-        needs = node if is_wide(node) else reader.get(node)
-        if needs is None or (node is not needs and (is_standard(node, *_PRODUCTS) or is_activation(node))):
-            continue
-        for value in node.inputs:
+        values: Sequence[ir.Value | None] = needing_precision(node)
+        needs = node
+        if (
+            not values
+            and node in reader
+            and not (is_standard(node, *_PRODUCTS) or is_activation(node) or is_norm(node))
+        ):
+            values, needs = node.inputs, reader[node]
+        for value in values:
             producer = value.producer() if value is not None else None
             if producer is not None and producer.graph is graph:
                 reader[producer] = needs

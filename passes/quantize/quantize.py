@@ -133,11 +133,9 @@ class Quantize(Pass):
 
     def _range(self, group: Group, observed: Mapping[str, Histogram]) -> tuple[float, float]:
         """The union over what makes the numbers of the group."""
-        ranges = list(group.fixed)
-        for value in group.sources:
-            ranges.append(
-                range_of(observed[str(value.name)], self.observer, symmetric=self.symmetric_activations)
-            )
+        histograms_of = [observed[str(value.name)] for value in group.sources]
+        ranges = [range_of(each, self.observer, symmetric=self.symmetric_activations) for each in histograms_of]
+        ranges += group.fixed
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
@@ -160,6 +158,4 @@ def _convert(model: ir.Model) -> bool:
     converted = convert_opset(model, _CHANNEL_OPSET)
     model.graph = converted.graph
     model.ir_version = converted.ir_version
-    model.opset_imports.clear()
-    model.opset_imports.update(converted.opset_imports)
     return True

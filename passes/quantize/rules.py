@@ -12,6 +12,7 @@ BOUND    Relu and Clip: part of what is before it, between its sum and its round
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,7 @@ RULES: Mapping[str, Rule] = {
 
 # Their results span more powers of ten than 256 levels can, and so do their operands.
 _WIDE = frozenset({"Exp", "Log", "Pow", "Reciprocal", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "Sqrt"})
+_NORM = 8  # fewest numbers in a norm of features
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,32 @@ def layer_of(node: ir.Node) -> Layer | str:
     return layer
 
 
-def is_wide(node: ir.Node) -> bool:
-    """Whether 8 bits cannot hold what `node` reads, because it looks at ratios: squares, roots, logarithms, quotients."""
+def needing_precision(node: ir.Node) -> tuple[ir.Value, ...]:
+    """The inputs whose ratios `node` looks at, so that 8 bits cannot hold them: of squares, roots, logarithms, and
+    the denominators of quotients.
+    """
     if not is_standard(node):
-        return False
+        return ()
+    index = 1 if node.op_type == "Div" else 0
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or constant(value) is not None or is_norm(node):
+        return ()
     if node.op_type == "Mul":
-        return node.inputs[0] is node.inputs[1]
-    if node.op_type == "Div":
-        return constant(node.inputs[1]) is None
-    return node.op_type in _WIDE
+        square, floating = node.inputs[1] is value, True
+    else:
+        square, floating = node.op_type == "Pow", node.op_type in _WIDE or node.op_type == "Div"
+    if not floating or (node.op_type == "Mul" and not square):
+        return ()
+    readers = node.outputs[0].consumers()
+    return () if square and readers and all(is_norm(reader) for reader in readers) else (value,)
+
+
+def is_norm(node: ir.Node) -> bool:
+    """Whether `node` sums over so many numbers that it is the norm of a layer's features, not of a complex number."""
+    if not is_standard(node, "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"):
+        return False
+    before, after = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    return before is not None and after is not None and math.prod(before) >= _NORM * max(math.prod(after), 1)
 
 
 def is_activation(node: ir.Node) -> bool:
@@ -213,7 +232,8 @@ def channel_vector(array: Array, channels: int) -> Array | None:
         return None
     if not np.isfinite(array).all():
         return None
-    return np.broadcast_to(array.reshape(-1), (channels,)).copy()
+    vector: Array = np.broadcast_to(array.reshape(-1), (channels,)).copy()
+    return vector
 
 
 def _other(node: ir.Node, rule: Rule) -> Layer | str:
@@ -233,7 +253,7 @@ def _other(node: ir.Node, rule: Rule) -> Layer | str:
 
 def _obstacle_of_resize(node: ir.Node) -> str:
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
-    how = node.attributes["coordinate_transformation_mode"] if "coordinate_transformation_mode" in node.attributes else None
+    how = node.attributes.get("coordinate_transformation_mode")
     if mode == "cubic":
         return "cubic interpolation leaves the range of its input"
     return "tf_crop_and_resize puts numbers in from outside" if how and how.as_string() == "tf_crop_and_resize" else ""
