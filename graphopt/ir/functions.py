@@ -85,8 +85,6 @@ def inline(model: ir.Model, origin: str) -> None:
     Raises:
         ModelError: a call does not fit its function.
     """
-    if not model.functions:
-        return
     domains = {domain for domain, _, _ in model.functions}
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph.all_nodes():

@@ -41,7 +41,9 @@ def load(source_: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -
         model, origin = _from_ir(source_)
     else:
         model, origin = _from_proto(*source.read_proto(source_))
-    functions.inline(model, origin)
+    if model.functions:
+        functions.inline(model, origin)
+        admission.check_model(light_proto(model), origin)  # a body may be wrong only for the operands of a call
     _fold_inputs_with_data(model, origin)
     verify_structure(model)
     try:

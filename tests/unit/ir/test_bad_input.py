@@ -283,6 +283,13 @@ def test_a_call_that_does_not_fit_its_function() -> None:
     assert "calls a function in a way that does not fit it" in refusal(parse(text))
 
 
+def test_a_function_that_is_wrong_only_for_the_operands_of_a_call() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+    net (float[2] x) => (float[2] y) { y = f.A (, x) }
+    <domain: "f", opset_import: ["" : 17]> A (a, b) => (c) { c = Neg (a) }"""
+    assert "is not valid ONNX" in refusal(parse(text))
+
+
 def test_subgraphs_within_subgraphs_without_end() -> None:
     graph = b""
     for _ in range(200):
