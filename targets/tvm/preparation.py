@@ -73,6 +73,8 @@ def _expand(model: ir.Model, indices: Sequence[int]) -> ir.Model:
         del definition.attribute[:]
         definition.domain, definition.name = DOMAIN, name
         node.domain, node.op_type = DOMAIN, name
+        for k, output in enumerate(node.outputs):
+            output.name = output.name or f"{name}_unused_{k}"  # the inlined node that makes it needs a name for it
         function = serde.deserialize_function(definition)
         model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1
@@ -100,9 +102,9 @@ def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
         return None
     definition = onnx.FunctionProto.FromString(encoded)
     made = {name for inner in definition.node for name in inner.output}
-    kept = [name for name in definition.output if name in made]  # it may leave out what the node does not ask for
-    del definition.output[:]
-    definition.output.extend(kept)
+    for name in definition.output:  # it leaves out what the node does not ask for, and the inliner asks for all
+        if name not in made:
+            definition.node.append(onnx.helper.make_node("Constant", [], [name], value_int=0))
     _fill_attributes(definition.node, {attribute.name: attribute for attribute in proto.attribute})
     return definition
 
@@ -146,7 +148,13 @@ def _fill_attributes(nodes: Sequence[onnx.NodeProto], given: dict[str, onnx.Attr
 
 def _fold(model: ir.Model) -> None:
     """Compute what is constant, in place: the shapes and axes that definitions compute."""
-    onnxscript.optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type in NEVER_FOLDED else None)
+    for _ in range(ROUNDS):
+        folded = onnxscript.optimizer.fold_constants(
+            model, should_fold=lambda node: False if node.op_type in NEVER_FOLDED else None
+        )
+        gir.refresh_shapes(model)
+        if not folded.modified:
+            break
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     gir.refresh_shapes(model)

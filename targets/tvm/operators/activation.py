@@ -1,4 +1,4 @@
-"""Clip with constant bounds, as TVM's clip: two instructions, where TVM's importer makes a graph that guards against NaN."""
+"""Clip as one maximum and one minimum, where TVM's importer makes a graph that guards against NaN; and Elu."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import tvm
-from tvm import relax
+from tvm import relax, te, tirx
 
-from graphopt.errors import UnsupportedError
+from graphopt.targets.tvm.operators.tensors import Attributes, Tensors, attribute, compute, constant, dtype_of, given
 
 
-def convert_clip(builder: relax.BlockBuilder, inputs: list[Any], attributes: dict[str, Any], node: ir.Node) -> Any:
-    """Clip-1 (bounds as attributes) and Clip-11 (as inputs, constant here)."""
+def convert_clip(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
+    """Clip-1 (bounds as attributes) and Clip-11 (as inputs)."""
     x = inputs[0]
-    dtype = str(x.ty.dtype.dtype)
-    limits = np.iinfo(dtype) if np.issubdtype(np.dtype(dtype), np.integer) else np.finfo(dtype)
-    low = _bound(inputs, 1, attributes, "min", node)
-    high = _bound(inputs, 2, attributes, "max", node)
-    if not np.issubdtype(np.dtype(dtype), np.floating):
-        x_min = limits.min if low is None else low
-        return _apply(builder, x, x_min, limits.max if high is None else high, dtype)
-    return _apply(builder, x, low, high, dtype)
-
-
-def _apply(builder: relax.BlockBuilder, x: Any, low: Any, high: Any, dtype: str) -> Any:
+    low = _bound(inputs, 1, attributes, "min")
+    high = _bound(inputs, 2, attributes, "max")
     if low is not None:
-        x = builder.emit(relax.op.maximum(x, relax.const(low, dtype)))
-    return x if high is None else relax.op.minimum(x, relax.const(high, dtype))
+        x = builder.emit(relax.op.maximum(x, low))
+    return x if high is None else relax.op.minimum(x, high)
 
 
-def _bound(inputs: list[Any], position: int, attributes: dict[str, Any], name: str, node: ir.Node) -> Any:
+def _bound(inputs: Tensors, position: int, attributes: Attributes, name: str) -> Any:
     if name in attributes:
-        return attributes[name].value
-    given = inputs[position] if position < len(inputs) else None
-    if given is None:
-        return None
-    if not isinstance(given, tvm.ir.GenericConst):
-        raise UnsupportedError(
-            f"Clip {node.name!r}: its {name} is computed at run time, a constant was expected",
-            advice="make the bound a constant before export",
-        )
-    return given.value.numpy().item()
+        return constant(np.array(attributes[name].value, dtype=dtype_of(inputs[0])))
+    return given(inputs, position)
+
+
+def convert_elu(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
+    """Elu: x where it is positive, else α·(eˣ − 1)."""
+    x, alpha = inputs[0], attribute(attributes, "alpha", 1.0)
+    dtype = dtype_of(x)
+
+    def elu(x: Any) -> Any:
+        zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
+
+        def element(*at: Any) -> Any:
+            below = tirx.const(alpha, dtype) * (tirx.exp(tirx.min(x(*at), zero)) - one)
+            return tirx.Select(x(*at) > zero, x(*at), below)
+
+        return te.compute(x.shape, element, name="elu")
+
+    return compute(builder, elu, x, name="elu")
+
+
+CONVERTERS = {"Clip": convert_clip, "Elu": convert_elu}

@@ -1,12 +1,16 @@
-"""Attributes of an ONNX node in the form that TVM's converters read."""
+"""TVM's own converters, called for one node, and the attributes in the form that they read."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir import serde
+from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
+
+OPSET = 18  # of the conversions that our converters start from; none changed since in a way that they do not handle
 
 
 def plain_attributes(node: ir.Node) -> dict[str, Any]:
@@ -14,3 +18,16 @@ def plain_attributes(node: ir.Node) -> dict[str, Any]:
     attributes = onnx_frontend.ONNXGraphImporter({}, None)._parse_attr(serde.serialize_node(node).attribute)
     attributes["tvm_custom"] = {"name": node.name or "", "num_outputs": len(node.outputs)}
     return dict(attributes)
+
+
+def convert_by_tvm(
+    builder: relax.BlockBuilder, inputs: Sequence[Any], node: ir.Node, changed: Mapping[str, Any] | None = None
+) -> Any:
+    """What TVM's converter makes of a node, with some attributes `changed` (None removes one)."""
+    attributes = plain_attributes(node)
+    for name, value in (changed or {}).items():
+        attributes.pop(name, None)
+        if value is not None:
+            attributes[name] = value
+    convert = onnx_frontend._get_convert_map()[node.op_type].get_converter(OPSET)
+    return convert(builder, onnx_frontend.onnx_input(inputs), attributes, [{}, {}])

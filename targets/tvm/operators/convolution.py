@@ -1,26 +1,60 @@
-"""Conv by TVM's converter, with the bias shaped here: TVM would compile a program to reshape each constant."""
+"""Conv and ConvTranspose by TVM's converters, with what they lack done here.
+
+The bias is added here: TVM would compile a program to reshape each constant. ConvTranspose's `output_shape`, which TVM
+ignores, becomes the pads that ONNX derives from it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import onnx_ir as ir
-import tvm
 from tvm import relax
-from tvm.relax.frontend.onnx import onnx_frontend
 
-from graphopt.targets.tvm.operators.attributes import plain_attributes
+from graphopt.targets.tvm.operators.attributes import convert_by_tvm
+from graphopt.targets.tvm.operators.tensors import Attributes, Tensors, attribute, given, reshaped, shape_of
 
 
-def convert_conv(builder: relax.BlockBuilder, inputs: list[Any], attributes: dict[str, Any], node: ir.Node) -> Any:
+def convert_conv(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
     """Conv-1, -11, -22 in one to three spatial dimensions."""
-    converter = onnx_frontend._get_convert_map()["Conv"].get_converter(11)
-    product = converter(builder, onnx_frontend.onnx_input(inputs[:2]), plain_attributes(node), [{}, {}])
-    bias = inputs[2] if len(inputs) > 2 else None
+    return _biased(builder, convert_by_tvm(builder, inputs[:2], node), given(inputs, 2))
+
+
+def convert_conv_transpose(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
+    """ConvTranspose-1, -11, -22; with `output_shape` the pads are what is left over, see `_pads_for`."""
+    changed = _pads_for(attributes["output_shape"].value, inputs, attributes) if "output_shape" in attributes else {}
+    return _biased(builder, convert_by_tvm(builder, inputs[:2], node, changed), given(inputs, 2))
+
+
+def _pads_for(output_shape: Any, inputs: Tensors, attributes: Attributes) -> dict[str, Any]:
+    """Pads and output padding with which the result has the spatial shape `output_shape`.
+
+    ONNX: total = stride · (input − 1) + output_padding + (kernel − 1) · dilation + 1 − output, halved; the odd one goes
+    to the end if auto_pad is SAME_UPPER, else to the begin. Less than none means rows that no input reaches, at the end.
+    """
+    x, weight = shape_of(inputs[0])[2:], shape_of(inputs[1])[2:]
+    rank = len(x)
+    sizes = list(output_shape)[-rank:]  # it may or may not name batch and channels
+    strides = attribute(attributes, "strides", [1] * rank)
+    dilations = attribute(attributes, "dilations", [1] * rank)
+    extra = list(attribute(attributes, "output_padding", [0] * rank))
+    upper = attribute(attributes, "auto_pad", "NOTSET") == "SAME_UPPER"
+    begins, ends = [], []
+    for i in range(rank):
+        total = strides[i] * (x[i] - 1) + extra[i] + (weight[i] - 1) * dilations[i] + 1 - sizes[i]
+        extra[i] += max(-total, 0)
+        small = max(total, 0) // 2
+        large = max(total, 0) - small
+        begins.append(small if upper else large)
+        ends.append(large if upper else small)
+    return {"pads": begins + ends, "output_padding": extra, "auto_pad": None, "output_shape": None}
+
+
+def _biased(builder: relax.BlockBuilder, product: Any, bias: Any) -> Any:
     if bias is None:
         return product
-    product = builder.normalize(product)
-    shape = (1, -1, *[1] * (len(product.ty.shape) - 2))
-    if isinstance(bias, tvm.ir.GenericConst):
-        return relax.op.add(product, relax.const(bias.value.numpy().reshape(shape)))
-    return relax.op.add(product, relax.op.reshape(bias, (1, int(bias.ty.shape[0]), *shape[2:])))
+    product = builder.emit(product)
+    return relax.op.add(product, reshaped(bias, (1, shape_of(bias)[0], *[1] * (len(shape_of(product)) - 2))))
+
+
+CONVERTERS = {"Conv": convert_conv, "ConvTranspose": convert_conv_transpose}

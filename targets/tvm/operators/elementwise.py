@@ -78,7 +78,7 @@ def convert_bit_shift(builder: relax.BlockBuilder, inputs: Tensors, attributes: 
 
     def shift(x: Any, count: Any) -> Any:
         inside = tirx.all(count >= zero, count < width) if dtype.kind == "i" else count < width
-        bounded = tirx.Select(inside, count, zero)
+        bounded = tirx.bitwise_and(count, tirx.const(bits - 1, dtype.name))
         if left:
             return tirx.Select(inside, x << bounded, zero)
         return tirx.Select(inside, x >> bounded, x >> tirx.const(bits - 1, dtype.name) if dtype.kind == "i" else zero)

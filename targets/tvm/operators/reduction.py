@@ -1,13 +1,15 @@
-"""ReduceMax and ReduceMin where TVM has no such kernel: of booleans, and over no elements at all."""
+"""ReduceMax and ReduceMin, right for infinities, booleans and no elements at all.
+
+TVM starts from the least finite number, and so takes it for the maximum of nothing but −∞.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, te, tirx
 
 from graphopt.targets.tvm.operators.reshaping import output_shape
 from graphopt.targets.tvm.operators.tensors import (
@@ -15,9 +17,13 @@ from graphopt.targets.tvm.operators.tensors import (
     Tensors,
     attribute,
     cast,
+    compute,
     constant,
     dtype_of,
+    highest,
+    lowest,
     must_know,
+    reshaped,
     shape_of,
 )
 
@@ -37,16 +43,31 @@ def _extremum(
 ) -> Any:
     x, dtype = inputs[0], dtype_of(inputs[0])
     shape = output_shape(node)
+    worst = lowest if largest else highest
     if 0 in shape_of(x):
-        return constant(np.full(shape, _worst(np.dtype(dtype), largest)))
+        return constant(np.full(shape, worst(np.dtype(dtype))))
     axes = reduced_axes(inputs, attributes, node)
     if not axes:
         return x
+    computed = "uint8" if dtype == "bool" else dtype
+    start = tirx.const(worst(np.dtype(computed)).item(), computed)
+    better = tirx.max if largest else tirx.min
+    reduce = te.comm_reducer(lambda a, b: better(a, b), lambda _: start, name="extremum")
+    extents = shape_of(x)
+    kept = [k for k in range(len(extents)) if k not in axes]
+
+    def extremum(x: Any) -> Any:
+        over = {k: te.reduce_axis((0, extents[k]), name=f"r{k}") for k in axes}
+
+        def element(*at: Any) -> Any:
+            index = dict(zip(kept, at, strict=True)) | over
+            return reduce(x(*(index[k] for k in range(len(extents)))), axis=list(over.values()))
+
+        return te.compute([extents[k] for k in kept], element, name="extremum")
+
     if dtype == "bool":
         x = builder.emit(relax.op.astype(x, "uint8"))
-    reduce = relax.op.max if largest else relax.op.min
-    result = reduce(x, list(axes), keepdims=len(shape) == len(shape_of(x)))
-    return cast(builder.emit(result), dtype)
+    return reshaped(cast(compute(builder, extremum, x, name=node.op_type.lower()), dtype), shape)
 
 
 def reduced_axes(inputs: Tensors, attributes: Attributes, node: ir.Node) -> tuple[int, ...]:
@@ -57,15 +78,6 @@ def reduced_axes(inputs: Tensors, attributes: Attributes, node: ir.Node) -> tupl
     if not len(axes):
         return () if attribute(attributes, "noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(int(axis) % rank for axis in axes))
-
-
-def _worst(dtype: np.dtype[Any], largest: bool) -> np.generic:
-    if dtype.kind == "b":
-        return np.bool_(not largest)
-    if dtype.kind == "f":
-        return dtype.type(-math.inf if largest else math.inf)
-    limits = np.iinfo(dtype)
-    return dtype.type(limits.min if largest else limits.max)
 
 
 CONVERTERS = {"ReduceMax": convert_reduce_max, "ReduceMin": convert_reduce_min}

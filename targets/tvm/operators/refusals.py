@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-_QDQ = "integer operators with their own scales have no lowering; export it as QDQ (QuantizeLinear and DequantizeLinear)"
+_QDQ = (
+    "integer operators with their own scales have no lowering; export it as QDQ (QuantizeLinear and DequantizeLinear)"
+)
 _RANDOM = "it is random, and a compiled model gives one result for one input; make the numbers an input"
 _SIZE = "the size of its result depends on the data; cut the graph in front of it and compute it yourself"
 _STRING = "strings have no kernels; compute it in front of the model"
@@ -16,15 +18,11 @@ _SUBGRAPH = "its subgraph depends on the data"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger"), _QDQ),
     **dict.fromkeys(
-        (
-            *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-        ),
+        (*("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),),
         _RANDOM,
     ),
     **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique"), _SIZE),
-    **dict.fromkeys(
-        ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), _STRING
-    ),
+    **dict.fromkeys(("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), _STRING),
     **dict.fromkeys(
         (
             *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"),

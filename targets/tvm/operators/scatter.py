@@ -22,6 +22,7 @@ from graphopt.targets.tvm.operators.tensors import (
     axis_of,
     compute,
     dtype_of,
+    for_each,
     kernel,
     reshaped,
     shape_of,
@@ -54,7 +55,7 @@ def convert_scatter_elements(
             where = (*at[:axis], wrapped(indices[tuple(at)], shape[axis]), *at[axis + 1 :])
             T.buffer_store(out, reduce(out[where], updates[tuple(at)]), where)
 
-        _for_each(shape_of(inputs[1]), write)
+        for_each(shape_of(inputs[1]), write)
 
     return kernel(builder, [data, indices, updates], [(shape, dtype_of(data))], body, name="scatter_elements")
 
@@ -78,7 +79,11 @@ def convert_scatter_nd(builder: relax.BlockBuilder, inputs: Tensors, attributes:
                 where = first * size + i
                 T.buffer_store(out, reduce(out[where], updates[s * size + i]), [where])
 
-    flat = [reshaped(data, (math.prod(shape),)), reshaped(indices, (slices, depth)), reshaped(updates, (slices * size,))]
+    flat = [
+        reshaped(data, (math.prod(shape),)),
+        reshaped(indices, (slices, depth)),
+        reshaped(updates, (slices * size,)),
+    ]
     result = kernel(builder, flat, [((math.prod(shape),), dtype_of(data))], body, name="scatter_nd")
     return reshaped(result, shape)
 
@@ -153,16 +158,7 @@ def _reduction(attributes: Attributes, node: ir.Node) -> Callable[[Any, Any], An
 
 
 def _copy(source: Any, target: Any, shape: Sequence[int]) -> None:
-    _for_each(shape, lambda at: T.buffer_store(target, source[tuple(at)], at))
-
-
-def _for_each(shape: Sequence[int], body: Callable[[list[Any]], None], outer: Sequence[Any] = ()) -> None:
-    """Emit a loop for each axis, and `body` with their indices inside."""
-    if len(outer) == len(shape):
-        body(list(outer))
-        return
-    with T.serial(shape[len(outer)]) as i:
-        _for_each(shape, body, (*outer, i))
+    for_each(shape, lambda at: T.buffer_store(target, source[tuple(at)], at))
 
 
 CONVERTERS = {

@@ -8,8 +8,15 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.targets.tvm.operators import (
+    activation,
+    convolution,
     elementwise,
+    folding,
+    fourier,
     gather,
+    normalization,
+    pooling,
+    quantization,
     rearrangement,
     recurrent,
     reduction,
@@ -20,14 +27,18 @@ from graphopt.targets.tvm.operators import (
     slicing,
     top_k,
 )
-from graphopt.targets.tvm.operators.activation import convert_clip
-from graphopt.targets.tvm.operators.convolution import convert_conv
+from graphopt.targets.tvm.operators.tensors import is_used
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
-    "Clip": convert_clip,
-    "Conv": convert_conv,
+    **activation.CONVERTERS,
+    **convolution.CONVERTERS,
     **elementwise.CONVERTERS,
+    **folding.CONVERTERS,
+    **fourier.CONVERTERS,
     **gather.CONVERTERS,
+    **normalization.CONVERTERS,
+    **pooling.CONVERTERS,
+    **quantization.CONVERTERS,
     **rearrangement.CONVERTERS,
     **recurrent.CONVERTERS,
     **reduction.CONVERTERS,
@@ -45,7 +56,7 @@ def _always(node: ir.Node) -> bool:
 
 
 def _has_several_outputs(node: ir.Node) -> bool:
-    return any(output.name and (output.uses() or output.is_graph_output()) for output in node.outputs[1:])
+    return any(is_used(node, index) for index in range(1, len(node.outputs)))
 
 
 # Operators with a definition in terms of others that TVM's importer lacks a form of, or computes otherwise than ONNX

@@ -68,6 +68,35 @@ def axis_of(attributes: Attributes, rank: int, default: int = 0, name: str = "ax
     return int(attribute(attributes, name, default)) % max(rank, 1)
 
 
+def is_used(node: ir.Node, index: int) -> bool:
+    """Whether anything reads the node's output number `index`."""
+    if index >= len(node.outputs):
+        return False
+    output = node.outputs[index]
+    return bool(output.name) and (bool(output.uses()) or output.is_graph_output())
+
+
+def output_dtype(node: ir.Node) -> str:
+    """numpy's name of the element type of a node's first output."""
+    dtype = node.outputs[0].dtype
+    assert dtype is not None  # the importer refuses nodes with untyped values
+    return str(dtype.numpy())
+
+
+def lowest(dtype: np.dtype[Any]) -> np.generic:
+    """The least value of a type, −∞ if it has one."""
+    if dtype.kind == "b":
+        return np.False_
+    return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
+
+
+def highest(dtype: np.dtype[Any]) -> np.generic:
+    """The greatest value of a type, ∞ if it has one."""
+    if dtype.kind == "b":
+        return np.True_
+    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
+
+
 def unsupported(node: ir.Node, found: str, advice: str = "") -> UnsupportedError:
     """The refusal of a node, with its operator and name."""
     return UnsupportedError(f"{node.op_type} {node.name!r}: {found}", advice=advice)
@@ -128,9 +157,13 @@ def kernel(
     return builder.emit(relax.call_tir(function, list(inputs), types if len(types) > 1 else types[0]))
 
 
-def scratch(name: str, shape: Sequence[int], dtype: str) -> Any:
-    """A buffer that a kernel needs while it runs."""
-    return IRBuilder.name(name, T.sblock_alloc_buffer(tuple(shape), dtype, layout=None))
+def for_each(shape: Sequence[int], body: Callable[[list[Any]], None], outer: Sequence[Any] = ()) -> None:
+    """Inside a kernel: emit a loop for each axis, and `body` with their indices inside."""
+    if len(outer) == len(shape):
+        body(list(outer))
+        return
+    with T.serial(shape[len(outer)]) as i:
+        for_each(shape, body, (*outer, i))
 
 
 def wrapped(index: Any, extent: int) -> Any:
