@@ -59,7 +59,12 @@ def models(paths: Sequence[Path], *marks: pytest.MarkDecorator) -> list[Any]:
     return [pytest.param(path, id=path.stem, marks=marks) for path in paths if path.stem not in REFUSED]
 
 
-ALL = [*models(LIGHT, pytest.mark.slow), *models(REAL, pytest.mark.real, pytest.mark.slow)]
+SMALL = {"light_squeezenet", "light_shufflenet"}  # those that take seconds
+ALL = [
+    *models([path for path in LIGHT if path.stem in SMALL], pytest.mark.slow),
+    *models([path for path in LIGHT if path.stem not in SMALL], pytest.mark.long),
+    *models(REAL, pytest.mark.real, pytest.mark.long),
+]
 
 
 def bound(path: Path) -> ir.Model:
