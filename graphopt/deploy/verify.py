@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis.choices import choices, judge_all
 from graphopt.analysis.comparison import OutputComparison, compare_runs
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
@@ -63,7 +64,8 @@ def verify(
         target: the description of `bundle.target`.
         samples: inputs; `count` are made up from `seed` by default.
         original: the model that the bundle was made from; the bundle's own model.onnx by default.
-        tolerance: the largest relative error of an output (`OutputComparison.relative`).
+        tolerance: the largest relative error of an output (`OutputComparison.relative`); of indices that ArgMax
+            chose, the largest difference of the scores (`analysis.choices`).
         threads: that the library computes on; 0 takes one a processor.
 
     Raises:
@@ -84,9 +86,12 @@ def verify(
             progress(number, len(chosen), "run the bundle")
             found.append(_run(bundle, (*command, str(program)), feeds, threads, work))
         progress(len(chosen), len(chosen), "run the reference")
-    with Session(model) as session:
+    picks = choices(model)
+    names = [spec.name for spec in bundle.outputs]
+    with Session(model, outputs=list(dict.fromkeys([*names, *(pick.scores for pick in picks)]))) as session:
         expected = [session.run(feeds) for feeds in chosen]
-    outputs = compare_runs(expected, found)
+    outputs = compare_runs([{name: run[name] for name in names} for run in expected], found)
+    outputs = judge_all(outputs, picks, expected, found)
     result = Verification(reference, len(chosen), command, outputs, tolerance)
     if not result.passed:
         worst = max(outputs, key=lambda output: output.relative if not math.isnan(output.relative) else math.inf)
