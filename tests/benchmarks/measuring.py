@@ -147,7 +147,7 @@ def read_lines(file: Path) -> list[Row]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """A table in Markdown, and below it the messages of models that did not build or run."""
+    """A table in Markdown, and below it the messages of models that did not build or run, and remarks on outputs."""
     rows = list(rows)
     lines = [
         "| model | inputs | result | nodes | MACs, M | relative error | SQNR, dB | same top-1 "
@@ -156,6 +156,9 @@ def table(rows: Iterable[Row]) -> str:
         *map(_cells, rows),
     ]
     notes = [f"- {row.model}: {' '.join(row.message.split())}" for row in rows if row.message]
+    notes += [
+        f"- {row.model}, {output['name']}: {output['note']}" for row in rows for output in row.outputs if output["note"]
+    ]
     return "\n".join([*lines, *([""] if notes else []), *notes, ""])
 
 
