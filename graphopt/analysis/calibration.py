@@ -24,6 +24,7 @@ Progress = Callable[[int, int, str], None]
 
 GROUP_BYTES = 512 << 20
 _UNKNOWN_DIMENSION = 64  # stands for a dimension that only the run tells
+_UNKNOWN_SHAPE = (_UNKNOWN_DIMENSION,) * 3
 
 
 def histograms(model: ir.Model, names: Sequence[str], samples: Samples, progress: Progress) -> dict[str, Histogram]:
@@ -84,5 +85,5 @@ def _groups(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _bytes(value: ir.Value) -> int:
-    dims = value.shape.dims if value.shape is not None else ()
+    dims = value.shape.dims if value.shape is not None else _UNKNOWN_SHAPE
     return 4 * math.prod(dim if isinstance(dim, int) else _UNKNOWN_DIMENSION for dim in dims)

@@ -28,6 +28,7 @@ PERCENTILE = 99.99  # of the values lie within the range
 
 _SHRINKS = np.linspace(1.0, 0.3, 36)  # fractions of an end that entropy and mse try
 _SWEEPS = 2
+_STEPS = (127, *range(126, 63, -1), *range(129, 192, 3))  # that the largest weight may be; above 127 it is clipped
 _PIECE = 1 << 20  # values that are binned at a time, so that their indices stay small
 
 
@@ -241,19 +242,30 @@ def channel_ends(weights: Array, axis: int | None, *, mse: bool = False) -> Arra
     Args:
         weights: of any shape.
         axis: the output channels; one end each.
-        mse: the end with the smallest squared error instead of the largest magnitude.
+        mse: the end with the smallest squared error instead of the largest magnitude. Each end that is tried makes the
+            largest magnitude a whole number of steps, so that weights that lie on a grid of at most 127 steps, as
+            training with simulated quantization leaves them, are met without an error.
 
     Returns float64 of shape [channels], or [] without an axis.
     """
-    wide = weights.astype(np.float64)
-    rows = wide.reshape(1, -1) if axis is None else np.moveaxis(wide, axis, 0).reshape(weights.shape[axis], -1)
-    ends = np.abs(rows).max(axis=1, initial=0.0)
+    rows = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+    ends = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
     if mse:
-        best, least = ends.copy(), np.full(len(ends), np.inf)
-        for shrink in np.linspace(1.0, 0.5, 26):
-            scale = np.where(ends > 0, ends * shrink / 127, 1.0)[:, None]
-            error = np.square(rows - np.clip(np.rint(rows / scale), -127, 127) * scale).sum(axis=1)
-            best, least = np.where(error < least, ends * shrink, best), np.minimum(error, least)
-        ends = best
+        ends = _best_ends(rows.astype(np.float32), ends)
     result: Array = ends if axis is not None else ends[0]
     return result
+
+
+def _best_ends(rows: Array, largest: Array) -> Array:
+    best, least = largest.copy(), np.full(len(rows), np.inf)
+    buffer, squares = np.empty_like(rows), np.empty_like(rows)
+    for steps in _STEPS:
+        scale = np.where(largest > 0, largest / steps, 1.0).astype(np.float32)[:, None]
+        np.divide(rows, scale, out=buffer)
+        np.rint(buffer, out=squares)
+        np.clip(squares, -127, 127, out=squares)
+        np.subtract(buffer, squares, out=squares)  # in steps: what rounding and clipping lose
+        error = np.einsum("ij,ij->i", squares, squares, dtype=np.float64) * np.square(scale[:, 0], dtype=np.float64)
+        better = error < least * (1 - 1e-6)
+        best, least = np.where(better, largest / steps * 127, best), np.where(better, error, least)
+    return best

@@ -10,46 +10,35 @@ the same whatever the zero point is, and a kernel sees from zero point and scale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.observers import channel_ends
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, constant
-from graphopt.passes.quantize.arithmetic import (
-    WEIGHT_MAX,
-    Parameters,
-    activation_parameters,
-    bias_parameters,
-    quantize,
-    weight_parameters,
-    widened_for_bias,
-)
+from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters, quantize
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.rules import Kind, Layer
+from graphopt.passes.quantize.weights import IntegerWeight
 
 Array = np.ndarray[Any, Any]
-WeightEnds = Callable[[Array, int | None], Array]  # array and channel axis to the largest magnitudes to hold
 
 
 def insert(
     graph: ir.Graph,
     plan: Plan,
     parameters: Mapping[ir.Value, Parameters],
+    weights: Mapping[ir.Node, IntegerWeight],
     *,
-    per_channel: bool = True,
-    mse_weights: bool = False,
     symmetric: bool = False,
 ) -> None:
     """Rewrite `graph` in place.
 
     Args:
         parameters: of every value of the plan's groups.
-        per_channel: a scale for each output channel of a weight, instead of one for all.
-        mse_weights: their ends by the smallest squared error, instead of the largest magnitude.
+        weights: of every layer of the plan that has one.
         symmetric: constants of sums are quantized around 0 too.
     """
     store = _Store(graph)
@@ -57,7 +46,7 @@ def insert(
         for index in layer.operands:
             _quantize_constant(layer, index, parameters, store, symmetric)
         if layer.weight is not None:
-            _quantize_weight(layer, parameters, store, per_channel=per_channel, mse=mse_weights)
+            _store_weight(layer, weights[layer.node], parameters[layer.operand_values()[0]].scale, store)
     made = {value for layer in plan.layers for value in layer.results}
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     for layer in plan.layers:
@@ -121,31 +110,22 @@ def _quantize_constant(
     remove_unused_constant(value)
 
 
-def _quantize_weight(
-    layer: Layer, parameters: Mapping[ir.Value, Parameters], store: _Store, *, per_channel: bool, mse: bool
-) -> None:
+def _store_weight(layer: Layer, stored: IntegerWeight, input_scale: Array, store: _Store) -> None:
     weight = layer.weight
     value = layer.node.inputs[weight.index] if weight is not None else None
-    array = constant(value)
-    if weight is None or value is None or array is None:
+    if weight is None or value is None:
         return
-    axis = weight.axis if per_channel else None
-    chosen = weight_parameters(channel_ends(array, axis, mse=mse), axis)
     if layer.bias is not None:
-        scale = parameters[layer.operand_values()[0]].scale
-        groups = weight.channels // (array.shape[axis] if axis is not None else weight.channels)
-        largest = np.abs(layer.bias.values).reshape(groups, -1).max(axis=0)  # of the channels that share a scale
-        chosen = widened_for_bias(chosen, scale, largest)
-        tiled = (
-            chosen if axis is None else Parameters(np.tile(chosen.scale, groups), np.tile(chosen.zero_point, groups), 0)
-        )
-        steps = bias_parameters(scale, tiled, weight.channels)
-        old = layer.bias.node.inputs[layer.bias.index]
+        node, index = layer.bias.node, layer.bias.index
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        steps = stored.bias_parameters(input_scale, weight.channels)
+        made = store.dequantized(old or layer.node.outputs[0], quantize(layer.bias.values, steps), steps, layer.node)
+        node.replace_input_with(index, made)
         if old is not None:
-            made = store.dequantized(old, quantize(layer.bias.values, steps), steps, layer.node)
-            layer.bias.node.replace_input_with(layer.bias.index, made)
             remove_unused_constant(old)
-    made = store.dequantized(value, quantize(array, chosen, lowest=-WEIGHT_MAX), chosen, layer.node)
+    made = store.dequantized(value, stored.integers, stored.parameters, layer.node)
     layer.node.replace_input_with(weight.index, made)
     remove_unused_constant(value)
 

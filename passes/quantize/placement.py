@@ -49,7 +49,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """layers: the integer nodes, in order. groups: each integer value is in one. declined: other nodes, with reasons."""
+    """layers: the integer nodes in order; groups: each integer value is in one; declined: other nodes, with reasons."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]

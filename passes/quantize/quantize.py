@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -17,9 +17,11 @@ from graphopt.ir import convert_opset
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.rewiring import is_standard, opset_of
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
+from graphopt.passes.quantize.bias_correction import corrected
 from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.placement import Group, Plan, place
 from graphopt.passes.quantize.rules import Kind
+from graphopt.passes.quantize.weights import integer_weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 # Operators of a model that is quantized already, by this pass or another tool.
@@ -44,9 +46,10 @@ class Quantize(Pass):
 
     scheme: Scheme = option(Scheme.INT8, "the integers to compute on")
     observer: Observer = option(Observer.MSE, "how the range of an activation is chosen")
-    weight_observer: Observer = option(Observer.MIN_MAX, "how the range of a weight is chosen: min-max or mse")
+    weight_observer: Observer = option(Observer.MSE, "how the range of a weight is chosen: min-max or mse")
     per_channel: bool = option(True, "a scale for each output channel of a weight")
     symmetric_activations: bool = option(False, "activations with the zero point 0")
+    correct_bias: bool = option(True, "biases take up what quantization adds to the mean of a channel")
     exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
@@ -76,14 +79,20 @@ class Quantize(Pass):
         if not plan.layers:
             return PassResult(converted, {"integer-layers": 0}, plan.declined)
         parameters = self._parameters(plan, observed)
-        insert(
-            model.graph,
-            plan,
-            parameters,
-            per_channel=self.per_channel,
-            mse_weights=self.weight_observer is Observer.MSE,
-            symmetric=self.symmetric_activations,
-        )
+        weights = {
+            layer.node: integer_weight(
+                layer,
+                parameters[layer.operand_values()[0]].scale,
+                per_channel=self.per_channel,
+                mse=self.weight_observer is Observer.MSE,
+            )
+            for layer in plan.layers
+            if layer.weight is not None
+        }
+        if self.correct_bias:
+            layers = corrected(model, plan.layers, parameters, weights, context.calibration, context.progress)
+            plan = replace(plan, layers=layers)
+        insert(model.graph, plan, parameters, weights, symmetric=self.symmetric_activations)
         statistics = {
             "integer-layers": len(plan.layers),
             "products": sum(layer.kind is Kind.PRODUCT for layer in plan.layers),

@@ -143,17 +143,13 @@ def needing_precision(node: ir.Node) -> tuple[ir.Value, ...]:
     """The inputs whose ratios `node` looks at, so that 8 bits cannot hold them: of squares, roots, logarithms, and
     the denominators of quotients.
     """
-    if not is_standard(node):
+    if not is_standard(node) or is_norm(node):
         return ()
-    index = 1 if node.op_type == "Div" else 0
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or constant(value) is not None or is_norm(node):
+    square = node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
+    if not square and node.op_type != "Div" and node.op_type not in _WIDE:
         return ()
-    if node.op_type == "Mul":
-        square, floating = node.inputs[1] is value, True
-    else:
-        square, floating = node.op_type == "Pow", node.op_type in _WIDE or node.op_type == "Div"
-    if not floating or (node.op_type == "Mul" and not square):
+    value = node.inputs[1 if node.op_type == "Div" else 0]
+    if value is None or constant(value) is not None:
         return ()
     readers = node.outputs[0].consumers()
     return () if square and readers and all(is_norm(reader) for reader in readers) else (value,)

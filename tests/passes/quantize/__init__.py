@@ -1,0 +1,3 @@
+"""Tests of the quantization passes."""
+
+from __future__ import annotations

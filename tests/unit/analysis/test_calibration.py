@@ -1,0 +1,82 @@
+"""Calibration: inner tensors of the float model, in groups of bounded size, the same whatever the groups are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+import graphopt.ir as graph_ir
+from graphopt.analysis import calibration
+from graphopt.analysis.samples import Samples
+from graphopt.errors import DataError
+
+MODEL = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,4] x) => (float[1,4] y) { a = Relu(x)  b = Neg(x)  y = Add(a, b) }"""
+
+
+def loaded() -> ir.Model:
+    model = graph_ir.load(onnx.parser.parse_model(MODEL))
+    graph_ir.refresh_shapes(model)
+    return model
+
+
+def samples(count: int) -> Samples:
+    return Samples({"x": np.arange(4 * count, dtype=np.float32).reshape(count, 4) - 6}, {"x": 1})
+
+
+def ignore(done: int, total: int, what: str) -> None:
+    pass
+
+
+def test_histograms_hold_every_sample_of_inputs_and_inner_values() -> None:
+    model = loaded()
+    found = calibration.histograms(model, ["x", "a", "b"], samples(3), ignore)
+    assert list(found) == ["x", "a", "b"]
+    assert [(h.low, h.high, h.total) for h in found.values()] == [(-6, 5, 12), (0, 5, 12), (-5, 6, 12)]
+
+
+def test_groups_bound_what_is_kept_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded()
+    names = ["x", "a", "b", "y"]
+    whole = calibration.histograms(model, names, samples(3), ignore)
+    monkeypatch.setattr(calibration, "GROUP_BYTES", 32)
+    kept: list[int] = []
+
+    def receive(tensors: Any) -> None:
+        kept.append(sum(array.nbytes for array in tensors.values()))
+
+    calibration.each_run(model, names, samples(3), receive, ignore)
+    assert kept == [32] * 6
+    split = calibration.histograms(model, names, samples(3), ignore)
+    for name in names:
+        np.testing.assert_array_equal(whole[name].counts, split[name].counts)
+
+
+def test_a_tensor_larger_than_a_group_is_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded()
+    monkeypatch.setattr(calibration, "GROUP_BYTES", 1)
+    assert calibration.histograms(model, ["a", "b"], samples(1), ignore)["b"].total == 4
+
+
+def test_progress_counts_every_run() -> None:
+    model = loaded()
+    seen: list[tuple[int, int]] = []
+    calibration.histograms(model, ["a"], samples(2), lambda done, total, what: seen.append((done, total)))
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_no_sample_is_an_error() -> None:
+    model = loaded()
+    with pytest.raises(DataError, match="no calibration sample"):
+        calibration.histograms(model, ["a"], samples(0), ignore)
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = loaded()
+    before = graph_ir.to_text(model)
+    calibration.histograms(model, ["a", "b"], samples(1), ignore)
+    assert graph_ir.to_text(model) == before
