@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from graphopt.targets.tvm.kernels import matmul, register_tile
+from graphopt.targets.tvm.kernels import depthwise, matmul, register_tile
 
-LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE}
+# Each (BlockBuilder, Call) -> the convolution as the kernel's function, or None if it is not the kernel's own.
+CONVOLUTIONS: tuple[Callable[..., Any], ...] = (depthwise.legalize,)
+
+
+def legalize_conv2d(builder: Any, call: Any) -> Any:
+    """relax.nn.conv2d by the first kernel that takes it."""
+    for own in CONVOLUTIONS:
+        made = own(builder, call)
+        if made is not None:
+            return made
+    return matmul.legalize_conv2d(builder, call)
+
+
+LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE, "relax.nn.conv2d": legalize_conv2d}
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
-SCHEDULES: list[Callable[..., Any]] = [register_tile.schedule]
+SCHEDULES: list[Callable[..., Any]] = [register_tile.schedule, depthwise.schedule]

@@ -117,7 +117,7 @@ class Product:
 def legalize_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """relax.matmul as the kernel's product; by TVM's own legalization where the kernel does not apply."""
     left, right = call.args
-    if not _is_static_float32(call):
+    if not is_static_float32(call):
         return _by_tvm(builder, call)
     l_shape, r_shape = _shape(left), _shape(right)
     if len(r_shape) == 2 and len(l_shape) >= 2:
@@ -135,7 +135,7 @@ def legalize_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
 def legalize_conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """relax.nn.conv2d with a constant 1×1 kernel as the kernel's product; any other by TVM's own legalization."""
     data, weights = call.args
-    if not _is_static_float32(call) or not isinstance(weights, GenericConst) or not _is_pointwise(call):
+    if not is_static_float32(call) or not isinstance(weights, GenericConst) or not _is_pointwise(call):
         return _by_tvm(builder, call)
     strides = [int(stride) for stride in call.attrs.strides]
     if strides != [1, 1]:
@@ -200,7 +200,8 @@ def _element(tensor: te.Tensor, indices: tuple[Any, ...]) -> Any:
     return tensor(*indices, *[0] * (len(tensor.shape) - len(indices)))
 
 
-def _is_static_float32(call: relax.Call) -> bool:
+def is_static_float32(call: relax.Call) -> bool:
+    """Whether all of a call's arguments and its result are float32 of a shape that is known, and not empty."""
     types = [*(argument.ty for argument in call.args), call.ty]
     return all(
         ty.shape is not None

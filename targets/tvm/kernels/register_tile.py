@@ -25,40 +25,16 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
-from graphopt.targets.tvm.kernels.fused_product import Axis, Plan, Stage, lookup, replace_loads, substitute, take_apart
+from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index, substitute
+from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
 
-PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
 LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
 
 
 def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
     """`function` with the kernel's loops; None if it is no product, or reduces the product further."""
     plan = take_apart(function)
-    return None if plan is None else _write(plan)
-
-
-def _write(plan: Plan) -> tirx.PrimFunc:
-    function = plan.function
-    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
-        T.func_attr(dict(function.attrs))
-        for parameter in function.params:
-            T.arg(parameter.name, parameter)
-        for buffer in (plan.product, *(stage.target for stage in (*plan.stages, *plan.rest))):
-            if plan.stored(buffer) and not any(buffer.same_as(parameter) for parameter in function.params):
-                T.add_to_parent(tirx.AllocBuffer(buffer, {}))
-        _write_tiles(plan)
-        for stage in plan.rest:
-            _write_loops(stage)
-    return builder.get()
-
-
-def _write_loops(stage: Stage) -> None:
-    """Plain loops for a stage; LLVM vectorizes the innermost."""
-    outer, last = Axis(stage.extents[:-1]), stage.extents[-1]
-    loop = T.parallel if outer.size * last >= PARALLEL_MACS else T.serial
-    with loop(_index(outer.size)) as task, T.serial(_index(last)) as j:
-        pairs = list(zip(stage.variables, [*outer.unravel(task), j], strict=True))
-        T.buffer_store(stage.target, substitute(stage.value, pairs), [substitute(i, pairs) for i in stage.indices])
+    return None if plan is None else plan.epilogue.rewrite(lambda: _write_tiles(plan))
 
 
 def _write_tiles(plan: Plan) -> None:
@@ -74,7 +50,7 @@ def _write_tiles(plan: Plan) -> None:
     else:
         outer, inner = (columns, column_tile), (rows, row_tile)
     tiles = -(-outer[0] // outer[1])
-    with loop(_index(plan.batch.size * tiles)) as task:
+    with loop(index(plan.batch.size * tiles)) as task:
         batch = plan.batch.unravel(task // tiles)
 
         def outer_tile(first: Any, size: int) -> None:
@@ -99,17 +75,17 @@ def _choose_tile(number: Any, extent: int, tile: int, body: Callable[[Any, int],
         with T.Then():
             body(number * tile, tile)
         with T.Else():
-            body(_index(whole * tile), rest)
+            body(index(whole * tile), rest)
 
 
 def _for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
     """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
     whole, rest = divmod(extent, tile)
     if whole:
-        with T.serial(_index(whole)) as number:
+        with T.serial(index(whole)) as number:
             body(number * tile, tile)
     if rest:
-        body(_index(whole * tile), rest)
+        body(index(whole * tile), rest)
 
 
 @dataclass(frozen=True)
@@ -155,12 +131,15 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int)
     layout = _layout(plan, rows, columns)
     tile = _registers("tile", sum(sums.width for sums in layout))
     for sums in layout:
+        stored = _stored(sums, columns)
 
-        def clear(lane: Any, sums: Sums = sums) -> None:
-            T.buffer_store(tile, T.float32(0), [sums.start + lane])
+        def start(lane: Any, sums: Sums = sums, stored: int = stored) -> None:
+            row, column = sums.offsets(lane if stored == sums.width else T.min(lane, index(stored - 1)))
+            initial = plan.epilogue.start(_coordinates(plan, batch, m + row, n + column))
+            T.buffer_store(tile, initial, [sums.start + lane])
 
-        _vector(sums.width, clear)
-    with T.serial(_index(plan.depth)) as k:
+        _vector(sums.width, start)
+    with T.serial(index(plan.depth)) as k:
         left = _left_column(plan, batch, m, rows, n, k)
         for sums in layout:
 
@@ -175,14 +154,19 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int)
 
         def finish(lane: Any, sums: Sums = sums) -> None:
             row, column = sums.offsets(lane)
-            _finish(plan, batch, m + row, n + column, tile[sums.start + lane])
+            plan.epilogue.finish(_coordinates(plan, batch, m + row, n + column), tile[sums.start + lane])
 
-        stored = sums.width if sums.down else min(sums.width, columns - sums.column)
+        stored = _stored(sums, columns)
         if stored == sums.width:
             _vector(stored, finish)
         else:  # without the padding
             for lane in range(stored):
                 finish(lane)
+
+
+def _stored(sums: Sums, columns: int) -> int:
+    """How many of the sums are elements of C, and not of the padding of its last columns."""
+    return sums.width if sums.down else min(sums.width, columns - sums.column)
 
 
 def _left_column(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, k: Any) -> Callable[[Any], Any]:
@@ -213,31 +197,15 @@ def _vector(width: int, body: Callable[[Any], None]) -> None:
     if width == 1:
         body(0)
         return
-    with T.vectorized(_index(width)) as lane:
+    with T.vectorized(index(width)) as lane:
         body(lane)
 
 
 def _factor(plan: Plan, load: Any, batch: list[Any], m: Any, n: Any, k: Any) -> Any:
     """A factor's element for the given m, n and k."""
-    coordinates = [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
+    coordinates = _coordinates(plan, batch, m, n)
     return substitute(load, [*zip(plan.variables, coordinates, strict=True), (plan.k, k)])
 
 
-def _finish(plan: Plan, batch: list[Any], m: Any, n: Any, total: Any) -> None:
-    """Take one element (or vector) of the product through the stages, and store what is a parameter."""
-    coordinates = [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
-    made: list[tuple[Any, Any]] = []
-
-    def make(target: Any, value: Any) -> None:
-        made.append((target, T.Bind(value)))
-        if plan.stored(target):
-            T.buffer_store(target, made[-1][1], coordinates)
-
-    make(plan.product, total)
-    for stage in plan.stages:
-        value = replace_loads(stage.value, lambda load: lookup(made, load.source, load))
-        make(stage.target, substitute(value, list(zip(stage.variables, coordinates, strict=True))))
-
-
-def _index(value: int) -> Any:
-    return tirx.const(value, "int64")  # the type of indices in TE
+def _coordinates(plan: Plan, batch: list[Any], m: Any, n: Any) -> list[Any]:
+    return [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]

@@ -1,0 +1,372 @@
+"""Depthwise convolutions in float32, NCHW: any kernel of constant weights, any padding, strides 1 and 2.
+
+A channel is convolved in bands of rows. A band of its input is copied, with the padding around it, into a buffer that
+stays in the L1 cache; with a stride of 2 along the rows the even and the odd columns are parted on the way. So every
+tap of a vector of neighbouring outputs is a vector that lies side by side, at the edges as in the middle:
+
+    y[i, j] = Σ w[u, v] · part(v mod s)[i·t + u, j + v div s]        s, t: strides along the row and down
+
+The loops hold the sums of several rows of one vector in registers, and each input vector, once loaded, goes to all of
+them; the weights are multiplied by lane. The last vector of a row overlaps with the one before where the row is no
+whole number of vectors: some outputs are computed twice, and no loop of single columns is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+from tvm.ir import GenericConst
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.base import TargetDescription
+from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
+from graphopt.targets.tvm.kernels.matmul import FUSABLE, is_static_float32
+
+GEOMETRY = "graphopt.depthwise"  # mark on the block: strides, pads before, kernel, channels made of one
+LANES = 4  # float32 in 128 bits
+BAND_FLOATS = 3584  # 14 KB: on the stack of each thread, and half of a small L1 cache
+UNROLLED = 112  # multiply-adds of a vector that are written out for one tile
+MOST_ROWS = 8  # sums in registers: two pipes with a latency of 4 cycles are kept busy
+LEAST_TASKS = 16  # channels are shared among threads in at least that many parts, if there are as many
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """The extents of a depthwise convolution; rows are the first of a pair, columns the second."""
+
+    batch: int
+    channels: int
+    multiplier: int  # outputs of one channel
+    image: tuple[int, int]
+    result: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int]  # before the first row and column
+
+    @property
+    def vector_columns(self) -> int:
+        """Columns of a result's row that are computed: at least a vector."""
+        return max(self.result[1], LANES)
+
+    @property
+    def parts(self) -> int:
+        """Interleaved columns that are parted: as many as the stride, if there are taps for each."""
+        return min(self.strides[1], self.kernel[1])
+
+    @property
+    def pitch(self) -> int:
+        """Columns of a row in each part, with the padding."""
+        read = self.vector_columns + (self.kernel[1] - 1) // self.strides[1]
+        return max(read, (self.pads[1] + self.image[1] - 1) // self.strides[1] + 1)
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.channels * self.multiplier * int(np.prod(self.result)) * int(np.prod(self.kernel))
+
+    def rows_read(self, rows: int) -> int:
+        """Input rows that `rows` of the result are computed from."""
+        return (rows - 1) * self.strides[0] + self.kernel[0]
+
+    def tile_rows(self, rows: int) -> int:
+        """Rows of a tile for a band: those that leave no rest or the largest, and then the most."""
+        most = max(1, min(MOST_ROWS, rows, UNROLLED // (self.kernel[0] * self.kernel[1])))
+        return max(range(max(1, most // 2), most + 1), key=lambda tile: (-(-rows % tile), tile))
+
+    def band(self) -> int:
+        """Rows of the result in a band; 0 if not even one fits."""
+        fitting = [
+            r for r in range(1, self.result[0] + 1) if self.rows_read(r) * self.parts * self.pitch <= BAND_FLOATS
+        ]
+        if not fitting:
+            return 0
+        if fitting[-1] == self.result[0]:
+            return self.result[0]
+        even = [r for r in fitting if 2 * r > fitting[-1]]
+        return max(even, key=lambda r: (self.result[0] % r == 0, self.result[0] % self.tile_rows(r) == 0, r))
+
+
+def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None:
+    """relax.nn.conv2d as the kernel's block; None where the kernel does not apply."""
+    data, weights = call.args
+    found = _recognize(call)
+    if found is None or found.band() == 0:
+        return None
+    taps = found.kernel[0] * found.kernel[1]
+    flat = weights.value.numpy().reshape(-1, taps)
+    packed = relax.const(tvm.runtime.tensor(np.pad(flat, ((0, 0), (0, -taps % LANES)))))
+    (height, width), (down, along), (top, left) = found.image, found.strides, found.pads
+
+    def depthwise(image: te.Tensor, packed: te.Tensor) -> te.Tensor:
+        u, v = (te.reduce_axis((0, extent), name=name) for extent, name in zip(found.kernel, "uv", strict=True))
+
+        def element(b: Any, c: Any, i: Any, j: Any) -> Any:
+            y, x = i * down + u - top, j * along + v - left
+            inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
+            pixel = tirx.if_then_else(inside, image[b, c // found.multiplier, y, x], tirx.const(0.0, "float32"))
+            return te.sum(pixel * packed[c, u * found.kernel[1] + v], axis=[u, v])
+
+        shape = (found.batch, found.channels * found.multiplier, *found.result)
+        marks = {GEOMETRY: [*found.strides, *found.pads, *found.kernel, found.multiplier]}
+        return te.compute(shape, element, name="depthwise", attrs=marks)
+
+    attributes = {"op_pattern": FUSABLE}
+    return builder.call_te(depthwise, data, packed, primfunc_name_hint="depthwise", primfunc_attrs=attributes)
+
+
+def _recognize(call: relax.Call) -> Depthwise | None:
+    data, weights = call.args
+    attributes = call.attrs
+    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
+    if layouts != ("NCHW", "OIHW", "NCHW") or not is_static_float32(call) or not isinstance(weights, GenericConst):
+        return None
+    (batch, channels, *image), (filters, group, *kernel), (_, _, *result) = (
+        [int(extent) for extent in ty.shape] for ty in (data.ty, weights.ty, call.ty)
+    )
+    strides, dilation, pads = (
+        [int(a) for a in v] for v in (attributes.strides, attributes.dilation, attributes.padding)
+    )
+    depthwise = int(attributes.groups) == channels and group == 1
+    if not depthwise or kernel == [1, 1] or dilation != [1, 1] or strides[1] > 2 or min(pads) < 0:
+        return None
+    return Depthwise(
+        batch,
+        channels,
+        filters // channels,
+        (image[0], image[1]),
+        (result[0], result[1]),
+        (kernel[0], kernel[1]),
+        (strides[0], strides[1]),
+        (pads[0], pads[1]),
+    )
+
+
+def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFunc | None:
+    """`function` with the kernel's loops; None if it is no depthwise convolution, or reduces one further."""
+    taken = take_epilogue(function, GEOMETRY)
+    if taken is None:
+        return None
+    block, epilogue = taken
+    image, weights = block.body.value.b.a.args[1].source, block.body.value.b.b.source
+    down, along, top, left, height, width, multiplier = (int(x) for x in block.annotations[GEOMETRY])
+    (batch, channels, *size), (*_, rows, columns) = (
+        [int(e) for e in buffer.ty.shape] for buffer in (image, epilogue.product)
+    )
+    found = Depthwise(
+        batch,
+        channels,
+        multiplier,
+        (size[0], size[1]),
+        (rows, columns),
+        (height, width),
+        (down, along),
+        (top, left),
+    )
+    return epilogue.rewrite(lambda: _Loops(found, image, weights, epilogue).write())
+
+
+@dataclass(frozen=True)
+class _Loops:
+    """Emits the loops of one convolution."""
+
+    of: Depthwise
+    image: Any
+    weights: Any
+    epilogue: Epilogue
+
+    def write(self) -> None:
+        of = self.of
+        chunks = (d for d in range(1, of.channels + 1) if of.channels % d == 0 and of.channels // d >= LEAST_TASKS)
+        chunk = max(chunks, default=1)
+        loop = T.parallel if of.macs >= PARALLEL_MACS else T.serial
+        parts = of.channels // chunk
+        with loop(index(of.batch * parts)) as task:
+            padded = _buffer("padded", -(-of.parts * of.rows_read(of.band()) * of.pitch // LANES) * LANES)
+            with T.serial(index(int(padded.ty.shape[0]) // LANES)) as i:
+                _vector(LANES, lambda lane: T.buffer_store(padded, T.float32(0), [i * LANES + lane]))
+            with T.serial(index(chunk)) as i:
+                self.channel(padded, task // parts, task % parts * chunk + i)
+
+    def channel(self, padded: Any, batch: Any, channel: Any) -> None:
+        """All bands of one input channel."""
+        rows, band = self.of.result[0], self.of.band()
+
+        def one(first: Any, size: int) -> None:
+            self.copy(padded, batch, channel, first, size)
+            for_each(
+                self.of.multiplier,
+                lambda k: self.convolve(padded, batch, channel * self.of.multiplier + k, first, size),
+            )
+
+        for_tiles(rows, band, one)
+
+    def copy(self, padded: Any, batch: Any, channel: Any, first: Any, rows: int) -> None:
+        """Copy the input of the result's rows from `first` on; the padding around it is zero already."""
+        of = self.of
+        height, top = of.image[0], of.pads[0]
+        read = of.rows_read(rows)
+
+        def copy_row(y: Any, to: Any) -> None:
+            if of.strides[1] == 1:
+                self.copy_neighbours(padded, [batch, channel, y], to)
+            else:
+                self.copy_parted(padded, [batch, channel, y], to)
+
+        if rows == of.result[0]:
+            with T.serial(index(max(0, min(height, read - top)))) as y:
+                copy_row(y, y + top)
+            return
+        with T.serial(index(read)) as i:
+            y = T.Bind(first * of.strides[0] + i - top)
+            with T.If(tirx.all(y >= 0, y < height)):
+                with T.Then():
+                    copy_row(y, i)
+                with T.Else():
+                    for part in range(of.parts):
+                        self.clear(padded, self.at(part, i, 0), of.pitch)
+
+    def clear(self, padded: Any, start: Any, size: int) -> None:
+        def one(j: Any, width: int) -> None:
+            _vector(width, lambda lane: T.buffer_store(padded, T.float32(0), [start + j + lane]))
+
+        for_vectors(size, one)
+
+    def copy_neighbours(self, padded: Any, row: list[Any], to: Any) -> None:
+        start = self.at(0, to, self.of.pads[1])
+
+        def one(j: Any, width: int) -> None:
+            _vector(width, lambda lane: T.buffer_store(padded, self.image[(*row, j + lane)], [start + j + lane]))
+
+        for_vectors(self.of.image[1], one)
+
+    def copy_parted(self, padded: Any, row: list[Any], to: Any) -> None:
+        """Copy a row whose even columns go to one part and whose odd ones go to the other."""
+        width, left = self.of.image[1], self.of.pads[1]
+        used = [parity for parity in range(2) if (left + parity) % 2 < self.of.parts]
+
+        def place(parity: int, pair: Any) -> Any:
+            return self.at((left + parity) % 2, to, pair + (left + parity) // 2)
+
+        def pairs(first: Any, lanes: int) -> None:
+            both = T.Bind(self.image[(*row, tirx.Ramp(first * 2, index(1), 2 * lanes))])
+            for parity in used:
+                half = tirx.Shuffle([both], [tirx.const(2 * lane + parity, "int32") for lane in range(lanes)])
+                T.buffer_store(padded, half, [tirx.Ramp(place(parity, first), index(1), lanes)])
+
+        if width // 2 >= LANES:
+            for_vectors(width // 2, pairs)
+            singles = range(width // 2 * 2, width)
+        else:
+            singles = range(width)
+        for x in singles:
+            if x % 2 in used:
+                T.buffer_store(padded, self.image[(*row, index(x))], [place(x % 2, index(x // 2))])
+
+    def at(self, part: int, row: Any, column: Any) -> Any:
+        """Where an element lies in the padded buffer."""
+        return (row + part * self.of.rows_read(self.of.band())) * self.of.pitch + column
+
+    def convolve(self, padded: Any, batch: Any, channel: Any, first: Any, rows: int) -> None:
+        """Rows of the result from `first` on, from a padded band."""
+        taps = int(self.weights.ty.shape[1])
+        weights = _buffer("taps", taps)
+        for i in range(0, taps, LANES):
+
+            def load(lane: Any, i: int = i) -> None:
+                T.buffer_store(weights, self.weights[channel, i + lane], [i + lane])
+
+            _vector(LANES, load)
+
+        def row_tile(row: Any, size: int) -> None:
+            def column_tile(column: Any, stored: int) -> None:
+                self.tile(padded, weights, (batch, channel, first + row, column), row, size, stored)
+
+            for_vectors(self.of.result[1], column_tile, whole=True)
+
+        for_tiles(rows, self.of.tile_rows(rows), row_tile)
+
+    def tile(self, padded: Any, weights: Any, corner: tuple[Any, ...], row: Any, rows: int, stored: int) -> None:
+        """A vector of each of some rows of the result."""
+        batch, channel, y, x = corner
+        down, along = self.of.strides
+        height, width = self.of.kernel
+        sums = _buffer("sums", rows * LANES)
+        for k in range(rows):
+
+            def start(lane: Any, k: int = k) -> None:
+                column = x + (lane if stored == LANES else T.min(lane, index(stored - 1)))  # none beyond the row
+                T.buffer_store(sums, self.epilogue.start([batch, channel, y + k, column]), [k * LANES + lane])
+
+            _vector(LANES, start)
+        for i in range(self.of.rows_read(rows)):
+            uses = [(k, i - k * down) for k in range(rows) if 0 <= i - k * down < height]
+            for v in range(width if uses else 0):
+
+                def accumulate(lane: Any, i: int = i, v: int = v, uses: list[tuple[int, int]] = uses) -> None:
+                    pixel = T.Bind(padded[self.at(v % along, row * down + i, x + v // along + lane)])
+                    for k, u in uses:
+                        at = k * LANES + lane
+                        T.buffer_store(sums, sums[at] + pixel * weights[u * width + v], [at])
+
+                _vector(LANES, accumulate)
+        for k in range(rows):
+
+            def finish(lane: Any, k: int = k) -> None:
+                self.epilogue.finish([batch, channel, y + k, x + lane], sums[k * LANES + lane])
+
+            if stored == LANES:
+                _vector(LANES, finish)
+            else:
+                for lane in range(stored):
+                    finish(lane)
+
+
+def for_each(count: int, body: Callable[[Any], None]) -> None:
+    """Emit a loop, or its body alone if it runs once."""
+    if count == 1:
+        body(index(0))
+        return
+    with T.serial(index(count)) as i:
+        body(i)
+
+
+def for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
+    whole, rest = divmod(extent, tile)
+    if whole:
+        for_each(whole, lambda number: body(number * tile, tile))
+    if rest:
+        body(index(whole * tile), rest)
+
+
+def for_vectors(extent: int, body: Callable[[Any, int], None], *, whole: bool = False) -> None:
+    """Emit `body(first, size)` for vectors that cover an axis, the last one overlapping with the one before.
+
+    An axis shorter than a vector is covered by single elements, or with `whole` by one call for its size.
+    """
+    if extent < LANES:
+        for first, size in [(0, extent)] if whole else [(i, 1) for i in range(extent)]:
+            body(index(first), size)
+    elif extent % LANES == 0:
+        for_each(extent // LANES, lambda i: body(i * LANES, LANES))
+    else:
+        for_each(-(-extent // LANES), lambda i: body(T.min(index(extent - LANES), i * LANES), LANES))
+
+
+def _buffer(name: str, extent: int) -> Any:
+    """A buffer on the stack, or in registers where all indices are constants once vectors are made."""
+    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
+
+
+def _vector(width: int, body: Callable[[Any], None]) -> None:
+    """Emit `body(lane)` for a vector of lanes."""
+    if width == 1:
+        body(0)
+        return
+    with T.vectorized(index(width)) as lane:
+        body(lane)
