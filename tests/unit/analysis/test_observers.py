@@ -127,7 +127,9 @@ def test_channel_ends_are_those_of_the_axis() -> None:
     np.testing.assert_array_equal(channel_ends(weights, 2), [20, 19, 18, 17])
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6), elements=st.floats(-8, 8, width=32)))
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6), elements=st.floats(-8, 8, width=32))
+)
 @settings(deadline=None, max_examples=50)
 def test_mse_ends_of_weights_are_never_worse_than_the_largest_magnitude(weights: np.ndarray[Any, Any]) -> None:
     def error(ends: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
