@@ -20,6 +20,7 @@ from rich.text import Text
 
 from graphopt.errors import GraphoptError
 from graphopt.formatting import TOTALS, Report, change, count, number, plain, shape, si, size, to_json, worst
+from graphopt.interruption import interruptible
 
 if TYPE_CHECKING:
     from graphopt.api import OptimizeResult, PassInfo
@@ -34,13 +35,15 @@ _WIDE = 220  # columns where there is no terminal: nothing is cut in a file
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
-    """A bar on stderr while the block runs, gone after it; nothing if stderr is no terminal."""
+    """A bar on stderr while the block runs, gone after it; nothing if stderr is no terminal. Ctrl-C ends the block."""
     console = _console(sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with interruptible() as check, bar:
         task = bar.add_task("", total=None)
 
         def report(done: int, total: int, what: str) -> None:
+            check()
             bar.update(task, completed=done, total=total or None, description=_clean(what))
 
         yield report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import graphopt.ir as graph_ir
 from graphopt.analysis.comparison import OutputComparison, compare_runs
 from graphopt.analysis.samples import Samples, load_samples, probe_samples
-from graphopt.errors import GraphoptError, ModelError, ShapeError
+from graphopt.errors import GraphoptError, ModelError, ModelWarning, ShapeError
 from graphopt.formatting import Report, plain
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import PassRecord, run_passes
@@ -193,9 +194,11 @@ def model_text(model: Source, *, shapes: Mapping[str, Sequence[int]] | None = No
 
 
 def _dry_run(item: Pass, model: ir.Model, context: PassContext) -> PassRecord:
-    """What a pass does to a copy of `model`. Outputs are not compared."""
+    """What a pass does to a copy of `model`. Outputs are not compared; what it declines is in the record."""
     copy = graph_ir.clone(model)
-    (record,) = run_passes(copy, [item], context, compare=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)  # about a run that nobody asked for
+        (record,) = run_passes(copy, [item], context, compare=False)
     return record
 
 

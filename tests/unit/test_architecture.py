@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graphopt.ir": ("graphopt.errors",),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir"),
     "graphopt.formatting": (),
+    "graphopt.interruption": (),
     "graphopt.pipeline": (
         "graphopt.errors",
         "graphopt.formatting",
