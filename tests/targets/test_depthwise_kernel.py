@@ -39,7 +39,7 @@ def layers(draw: st.DrawFn) -> Layer:
     return layer
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layer=layers())
 def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
     assert_computes(layer)
@@ -59,7 +59,7 @@ def test_images_larger_than_a_band(layer: Layer) -> None:
     assert_computes(layer)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(layer=st.one_of(layers(), st.sampled_from(WIDE)))
 def test_nothing_is_accessed_out_of_bounds(layer: Layer) -> None:
     scheduled = schedule(layer.function(), HOST)

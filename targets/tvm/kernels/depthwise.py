@@ -13,7 +13,6 @@ whole number of vectors: some outputs are computed twice, and no loop of single 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +20,24 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
 from graphopt.targets.tvm.kernels.matmul import FUSABLE, is_static_float32
+from graphopt.targets.tvm.kernels.rows import (
+    LANES,
+    Row,
+    clear,
+    copy_row,
+    for_each,
+    for_tiles,
+    for_vectors,
+    local_buffer,
+    vector,
+)
 
 GEOMETRY = "graphopt.depthwise"  # mark on the block: strides, pads before, kernel, channels made of one
-LANES = 4  # float32 in 128 bits
 BAND_FLOATS = 3584  # 14 KB: on the stack of each thread, and half of a small L1 cache
 UNROLLED = 112  # multiply-adds of a vector that are written out for one tile
 MOST_ROWS = 8  # sums in registers: two pipes with a latency of 4 cycles are kept busy
@@ -186,9 +194,8 @@ class _Loops:
         loop = T.parallel if of.macs >= PARALLEL_MACS else T.serial
         parts = of.channels // chunk
         with loop(index(of.batch * parts)) as task:
-            padded = _buffer("padded", -(-of.parts * of.rows_read(of.band()) * of.pitch // LANES) * LANES)
-            with T.serial(index(int(padded.ty.shape[0]) // LANES)) as i:
-                _vector(LANES, lambda lane: T.buffer_store(padded, T.float32(0), [i * LANES + lane]))
+            padded = local_buffer("padded", -(-of.parts * of.rows_read(of.band()) * of.pitch // LANES) * LANES)
+            clear(padded, index(0), int(padded.ty.shape[0]))
             with T.serial(index(chunk)) as i:
                 self.channel(padded, task // parts, task % parts * chunk + i)
 
@@ -211,61 +218,22 @@ class _Loops:
         height, top = of.image[0], of.pads[0]
         read = of.rows_read(rows)
 
-        def copy_row(y: Any, to: Any) -> None:
-            if of.strides[1] == 1:
-                self.copy_neighbours(padded, [batch, channel, y], to)
-            else:
-                self.copy_parted(padded, [batch, channel, y], to)
+        def copy(y: Any, to: Any) -> None:
+            row = Row(self.image, (batch, channel, y), of.image[1], of.pads[1])
+            copy_row(row, padded, of.strides[1], of.parts, lambda part, column: self.at(part, to, column))
 
         if rows == of.result[0]:
             with T.serial(index(max(0, min(height, read - top)))) as y:
-                copy_row(y, y + top)
+                copy(y, y + top)
             return
         with T.serial(index(read)) as i:
             y = T.Bind(first * of.strides[0] + i - top)
             with T.If(tirx.all(y >= 0, y < height)):
                 with T.Then():
-                    copy_row(y, i)
+                    copy(y, i)
                 with T.Else():
                     for part in range(of.parts):
-                        self.clear(padded, self.at(part, i, 0), of.pitch)
-
-    def clear(self, padded: Any, start: Any, size: int) -> None:
-        def one(j: Any, width: int) -> None:
-            _vector(width, lambda lane: T.buffer_store(padded, T.float32(0), [start + j + lane]))
-
-        for_vectors(size, one)
-
-    def copy_neighbours(self, padded: Any, row: list[Any], to: Any) -> None:
-        start = self.at(0, to, self.of.pads[1])
-
-        def one(j: Any, width: int) -> None:
-            _vector(width, lambda lane: T.buffer_store(padded, self.image[(*row, j + lane)], [start + j + lane]))
-
-        for_vectors(self.of.image[1], one)
-
-    def copy_parted(self, padded: Any, row: list[Any], to: Any) -> None:
-        """Copy a row whose even columns go to one part and whose odd ones go to the other."""
-        width, left = self.of.image[1], self.of.pads[1]
-        used = [parity for parity in range(2) if (left + parity) % 2 < self.of.parts]
-
-        def place(parity: int, pair: Any) -> Any:
-            return self.at((left + parity) % 2, to, pair + (left + parity) // 2)
-
-        def pairs(first: Any, lanes: int) -> None:
-            both = T.Bind(self.image[(*row, tirx.Ramp(first * 2, index(1), 2 * lanes))])
-            for parity in used:
-                half = tirx.Shuffle([both], [tirx.const(2 * lane + parity, "int32") for lane in range(lanes)])
-                T.buffer_store(padded, half, [tirx.Ramp(place(parity, first), index(1), lanes)])
-
-        if width // 2 >= LANES:
-            for_vectors(width // 2, pairs)
-            singles = range(width // 2 * 2, width)
-        else:
-            singles = range(width)
-        for x in singles:
-            if x % 2 in used:
-                T.buffer_store(padded, self.image[(*row, index(x))], [place(x % 2, index(x // 2))])
+                        clear(padded, self.at(part, i, 0), of.pitch)
 
     def at(self, part: int, row: Any, column: Any) -> Any:
         """Where an element lies in the padded buffer."""
@@ -274,13 +242,13 @@ class _Loops:
     def convolve(self, padded: Any, batch: Any, channel: Any, first: Any, rows: int) -> None:
         """Rows of the result from `first` on, from a padded band."""
         taps = int(self.weights.ty.shape[1])
-        weights = _buffer("taps", taps)
+        weights = local_buffer("taps", taps)
         for i in range(0, taps, LANES):
 
             def load(lane: Any, i: int = i) -> None:
                 T.buffer_store(weights, self.weights[channel, i + lane], [i + lane])
 
-            _vector(LANES, load)
+            vector(LANES, load)
 
         def row_tile(row: Any, size: int) -> None:
             def column_tile(column: Any, stored: int) -> None:
@@ -295,14 +263,14 @@ class _Loops:
         batch, channel, y, x = corner
         down, along = self.of.strides
         height, width = self.of.kernel
-        sums = _buffer("sums", rows * LANES)
+        sums = local_buffer("sums", rows * LANES)
         for k in range(rows):
 
             def start(lane: Any, k: int = k) -> None:
                 column = x + (lane if stored == LANES else T.min(lane, index(stored - 1)))  # none beyond the row
                 T.buffer_store(sums, self.epilogue.start([batch, channel, y + k, column]), [k * LANES + lane])
 
-            _vector(LANES, start)
+            vector(LANES, start)
         for i in range(self.of.rows_read(rows)):
             uses = [(k, i - k * down) for k in range(rows) if 0 <= i - k * down < height]
             for v in range(width if uses else 0):
@@ -313,60 +281,14 @@ class _Loops:
                         at = k * LANES + lane
                         T.buffer_store(sums, sums[at] + pixel * weights[u * width + v], [at])
 
-                _vector(LANES, accumulate)
+                vector(LANES, accumulate)
         for k in range(rows):
 
             def finish(lane: Any, k: int = k) -> None:
                 self.epilogue.finish([batch, channel, y + k, x + lane], sums[k * LANES + lane])
 
             if stored == LANES:
-                _vector(LANES, finish)
+                vector(LANES, finish)
             else:
                 for lane in range(stored):
                     finish(lane)
-
-
-def for_each(count: int, body: Callable[[Any], None]) -> None:
-    """Emit a loop, or its body alone if it runs once."""
-    if count == 1:
-        body(index(0))
-        return
-    with T.serial(index(count)) as i:
-        body(i)
-
-
-def for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
-    """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
-    whole, rest = divmod(extent, tile)
-    if whole:
-        for_each(whole, lambda number: body(number * tile, tile))
-    if rest:
-        body(index(whole * tile), rest)
-
-
-def for_vectors(extent: int, body: Callable[[Any, int], None], *, whole: bool = False) -> None:
-    """Emit `body(first, size)` for vectors that cover an axis, the last one overlapping with the one before.
-
-    An axis shorter than a vector is covered by single elements, or with `whole` by one call for its size.
-    """
-    if extent < LANES:
-        for first, size in [(0, extent)] if whole else [(i, 1) for i in range(extent)]:
-            body(index(first), size)
-    elif extent % LANES == 0:
-        for_each(extent // LANES, lambda i: body(i * LANES, LANES))
-    else:
-        for_each(-(-extent // LANES), lambda i: body(T.min(index(extent - LANES), i * LANES), LANES))
-
-
-def _buffer(name: str, extent: int) -> Any:
-    """A buffer on the stack, or in registers where all indices are constants once vectors are made."""
-    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
-
-
-def _vector(width: int, body: Callable[[Any], None]) -> None:
-    """Emit `body(lane)` for a vector of lanes."""
-    if width == 1:
-        body(0)
-        return
-    with T.vectorized(index(width)) as lane:
-        body(lane)

@@ -1,0 +1,121 @@
+"""Loops over the rows of an image: vectors that overlap at the end, and copies into rows with padding around them.
+
+For a stride of 2 along the row, a copy parts the even columns, padding included, from the odd ones: what neighbouring
+outputs read then lies side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.tvm.kernels.epilogue import index
+
+LANES = 4  # float32 in 128 bits
+
+Place = Callable[[int, Any], Any]  # where a column of a part lies in the buffer
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an image: its leading indices, its columns, and the columns of padding in front of them."""
+
+    image: Any
+    indices: tuple[Any, ...]
+    width: int
+    left: int
+
+    def load(self, column: Any) -> Any:
+        return self.image[(*self.indices, column)]
+
+
+def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> None:
+    """Copy a row to `buffer`, its columns parted if the stride is 2. The padding is left as it is.
+
+    `parts` is 1 where only the even columns, counted with the padding, are wanted.
+    """
+    if stride == 1:
+        start = place(0, index(row.left))
+
+        def one(j: Any, width: int) -> None:
+            vector(width, lambda lane: T.buffer_store(buffer, row.load(j + lane), [start + j + lane]))
+
+        for_vectors(row.width, one)
+        return
+    used = [parity for parity in range(2) if (row.left + parity) % 2 < parts]
+
+    def position(parity: int, pair: Any) -> Any:
+        return place((row.left + parity) % 2, pair + (row.left + parity) // 2)
+
+    def pairs(first: Any, lanes: int) -> None:
+        both = T.Bind(row.load(tirx.Ramp(first * 2, index(1), 2 * lanes)))
+        for parity in used:
+            half = tirx.Shuffle([both], [tirx.const(2 * lane + parity, "int32") for lane in range(lanes)])
+            T.buffer_store(buffer, half, [tirx.Ramp(position(parity, first), index(1), lanes)])
+
+    whole = row.width // 2 if row.width // 2 >= LANES else 0
+    if whole:
+        for_vectors(whole, pairs)
+    for x in range(2 * whole, row.width):
+        if x % 2 in used:
+            T.buffer_store(buffer, row.load(index(x)), [position(x % 2, index(x // 2))])
+
+
+def clear(buffer: Any, start: Any, size: int) -> None:
+    """Set `size` elements to zero."""
+
+    def one(j: Any, width: int) -> None:
+        vector(width, lambda lane: T.buffer_store(buffer, T.float32(0), [start + j + lane]))
+
+    for_vectors(size, one)
+
+
+def for_each(count: int, body: Callable[[Any], None]) -> None:
+    """Emit a loop, or its body alone if it runs once."""
+    if count == 1:
+        body(index(0))
+        return
+    with T.serial(index(count)) as i:
+        body(i)
+
+
+def for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
+    whole, rest = divmod(extent, tile)
+    if whole:
+        for_each(whole, lambda number: body(number * tile, tile))
+    if rest:
+        body(index(whole * tile), rest)
+
+
+def for_vectors(extent: int, body: Callable[[Any, int], None], *, whole: bool = False) -> None:
+    """Emit `body(first, size)` for vectors that cover an axis, the last one overlapping with the one before.
+
+    An axis shorter than a vector is covered by single elements, or with `whole` by one call for its size.
+    """
+    if extent < LANES:
+        for first, size in [(0, extent)] if whole else [(i, 1) for i in range(extent)]:
+            body(index(first), size)
+    elif extent % LANES == 0:
+        for_each(extent // LANES, lambda i: body(i * LANES, LANES))
+    else:
+        for_each(-(-extent // LANES), lambda i: body(T.min(index(extent - LANES), i * LANES), LANES))
+
+
+def local_buffer(name: str, extent: int) -> Any:
+    """A buffer on the stack, or in registers where all indices are constants once vectors are made."""
+    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
+
+
+def vector(width: int, body: Callable[[Any], None]) -> None:
+    """Emit `body(lane)` for a vector of lanes."""
+    if width == 1:
+        body(0)
+        return
+    with T.vectorized(index(width)) as lane:
+        body(lane)
