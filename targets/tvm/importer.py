@@ -20,6 +20,8 @@ from graphopt.errors import UnsupportedError
 from graphopt.targets.tvm.operators.attributes import plain_attributes
 from graphopt.targets.tvm.operators.refusals import refusal
 from graphopt.targets.tvm.operators.table import CONVERTERS
+from graphopt.targets.tvm.operators.tensors import constant
+from graphopt.targets.tvm.quantized.editor import DOMAIN
 
 Converter = Callable[[relax.BlockBuilder, list[Any], dict[str, Any], ir.Node], Any]
 
@@ -90,7 +92,7 @@ def unsupported(model: ir.Model) -> list[tuple[str, str, str]]:
     for node in model.graph:
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         reason = refusal(node)
-        if reason is None and node.domain not in ("", "ai.onnx"):
+        if reason is None and node.domain not in ("", "ai.onnx", DOMAIN):
             reason = f"operators of domain {node.domain!r} have no lowering"
         if reason is None and node.op_type not in CONVERTERS and node.op_type not in known:
             reason = "no lowering exists"

@@ -19,7 +19,9 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt import ir as gir
 from graphopt.ir.functions import inline, to_model_opsets
+from graphopt.targets.tvm.operators.refusals import refusal
 from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
+from graphopt.targets.tvm.quantized.rewrite import rewrite
 
 OLDEST_OPSET = 13  # TVM's converters know little of what changed before: Slice, Clip, Pad, Squeeze … by attributes
 WORKING_OPSET = 17
@@ -43,7 +45,7 @@ def prepare(model: ir.Model) -> ir.Model:
         model = _expand(gir.clone(model), nodes)
         gir.refresh_shapes(model)
         _fold(model)
-    return model
+    return rewrite(model)
 
 
 def _nodes_to_expand(model: ir.Model) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from graphopt.targets.tvm.kernels import depthwise, direct_convolution, matmul, register_tile
+from graphopt.targets.tvm.kernels import depthwise, direct_convolution, integer, matmul, register_tile
 
 # Each (BlockBuilder, Call) -> the convolution as the kernel's function, or None if it is not the kernel's own.
 CONVOLUTIONS: tuple[Callable[..., Any], ...] = (depthwise.legalize, direct_convolution.legalize)
@@ -22,4 +22,4 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
 
 LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE, "relax.nn.conv2d": legalize_conv2d}
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
-SCHEDULES: list[Callable[..., Any]] = [register_tile.schedule, depthwise.schedule, direct_convolution.schedule]
+SCHEDULES: list[Callable[..., Any]] = [integer.schedule, register_tile.schedule, depthwise.schedule, direct_convolution.schedule]

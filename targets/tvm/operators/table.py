@@ -28,6 +28,7 @@ from graphopt.targets.tvm.operators import (
     top_k,
 )
 from graphopt.targets.tvm.operators.tensors import is_used
+from graphopt.targets.tvm.quantized.conversion import CONVERTERS as INTEGER_CONVERTERS
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
     **activation.CONVERTERS,
@@ -48,6 +49,7 @@ CONVERTERS: dict[str, Callable[..., Any]] = {
     **scatter.CONVERTERS,
     **slicing.CONVERTERS,
     **top_k.CONVERTERS,
+    **INTEGER_CONVERTERS,
 }
 
 

@@ -1,0 +1,347 @@
+"""Convolutions and products with constant weights in int8: tiles of int32 sums in registers.
+
+The input is int8 with channels last, so that the elements which one output pixel reads are a few contiguous runs: the
+whole row of the kernel's window, or one pixel of it where the window is dilated. A product is
+
+    C[m, n] = Σ over runs r, k in the run:  X[start(m) + offset(r) + k] · W[n, r, k]
+
+X is read where it lies, or from a copy with padding around it. The padding holds the input's zero point z, and
+Σ W·(x - z) = Σ W·x - z Σ W, whose last term is constant: it is in the bias that the caller gives.
+
+Weights are packed at compile time as [panel of 16 n][run][k / 4][16][4], each run padded with zeros to a multiple of
+four. Sixteen bytes are then what `sdot` takes: four k for each of four n, against four k of a pixel, by lane. Without
+the dot product two pairs of `smull` and `smlal` sum eight k into int16, which `sadalp` adds to int32 in pairs; that is
+exact as long as no weight is -128: 2 · 127 · 128 < 2¹⁵.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.tvm.kernels.requantize import (
+    LANES,
+    Instructions,
+    Range,
+    index,
+    requantize,
+    splat,
+    store,
+    vector,
+)
+from graphopt.targets.tvm.kernels.window import Window, padded_input
+
+PANEL = 16  # columns that lie side by side in the packed weights: as many int8 results as a vector holds
+GROUP = 4  # k that a lane of 32 bits holds
+CHUNK = 16  # k that a vector of the input holds
+PARALLEL_MACS = 1 << 18  # below, waking a thread costs more than it saves
+
+
+@dataclass(frozen=True)
+class IntegerProduct:
+    """What a kernel is made for: a convolution over `window`, of `columns` output channels.
+
+    A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
+    `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
+    """
+
+    window: Window
+    columns: int
+    bounds: Range
+    pairs: bool = True
+
+    @property
+    def run(self) -> int:
+        """The length of a run, rounded up to whole groups."""
+        return -(-self.window.run // GROUP) * GROUP
+
+    @property
+    def panels(self) -> int:
+        return -(-self.columns // PANEL)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.panels, len(self.window.runs), self.run // GROUP, PANEL, GROUP)
+
+    @property
+    def macs(self) -> int:
+        return math.prod(self.window.output) * self.columns * len(self.window.runs) * self.run
+
+
+def pack_weights(weights: np.ndarray, window: Window) -> np.ndarray:
+    """int8 [columns, height, width, channels] as [panel][run][k / 4][16][4]."""
+    columns = weights.shape[0]
+    runs = weights.reshape(columns, len(window.runs), window.run)
+    padded = np.pad(runs, ((0, -columns % PANEL), (0, 0), (0, -window.run % GROUP)))
+    grouped = padded.reshape(-1, PANEL, len(window.runs), padded.shape[2] // GROUP, GROUP)
+    return np.ascontiguousarray(grouped.transpose(0, 2, 3, 1, 4))
+
+
+def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.PrimFunc:
+    """The kernel. Parameters, all flat: x int8, packed weights int8, bias int32, multipliers float32, y int8.
+
+    Bias and multipliers are padded to whole panels.
+    """
+    window = product.window
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((window.input_size,), "int8", layout=None))
+        weights = T.arg("weights", T.buffer((math.prod(product.weight_shape),), "int8", layout=None))
+        bias = T.arg("bias", T.buffer((product.panels * PANEL,), "int32", layout=None))
+        multipliers = T.arg("multipliers", T.buffer((product.panels * PANEL,), "float32", layout=None))
+        y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), "int8", layout=None))
+        source, image = padded_input(window, x, overrun=product.run - window.run)
+        tile = _Tile(product, instructions, source, weights, bias, multipliers, y)
+        rows, height = _most_rows(instructions), window.output[0] * window.output[1]
+        width = window.output[2]
+        if image.contiguous:  # pixels follow each other at a fixed distance: one long row
+            height, width = 1, height * width
+        _for_tiles(product, height, width, rows, image.pixel, tile.emit)
+    return builder.get()
+
+
+def _most_rows(instructions: Instructions) -> int:
+    """Pixels a tile: 6×16 sums take 24 of 32 registers with sdot; 4×8 take 16, as pairs, without."""
+    return 6 if instructions is Instructions.DOTPROD else 4
+
+
+def _for_tiles(
+    product: IntegerProduct,
+    height: int,
+    width: int,
+    most: int,
+    pixel: Callable[[Any, Any], Any],
+    emit: Callable[[Any, int, Any, Any, int, int], None],
+) -> None:
+    """Emit loops over panels and tiles of pixels, which are rows of `width` and differ in size by at most one."""
+    tiles = -(-width // most)
+    small, more = divmod(width, tiles)  # the first `more` tiles have one pixel more
+    whole, rest = divmod(product.columns, PANEL)
+    step = product.window.pixel_step
+
+    def rows_of(panel: Any, columns: int, y_row: Any) -> None:
+        def run_tiles(first: int, count: int, size: int) -> None:
+            if count == 0:
+                return
+            with T.serial(index(count)) as number:
+                column = number * size + first
+                emit(pixel(y_row, column), step, y_row * width + column, panel, columns, size)
+
+        run_tiles(0, more, small + 1)
+        run_tiles(more * (small + 1), tiles - more, small)
+
+    def task_body(panel: Any, columns: int) -> None:
+        with T.serial(index(height)) as y_row:
+            rows_of(panel, columns, y_row)
+
+    loop = T.parallel if product.macs >= PARALLEL_MACS else T.serial
+    if height > 1:
+        with loop(index(height)) as y_row:
+            if whole:
+                with T.serial(index(whole)) as panel:
+                    rows_of(panel, PANEL, y_row)
+            if rest:
+                rows_of(index(whole), rest, y_row)
+        return
+    if whole:
+        with (loop if whole > 1 else T.serial)(index(whole)) as panel:
+            task_body(panel, PANEL)
+    if rest:
+        task_body(index(whole), rest)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    product: IntegerProduct
+    instructions: Instructions
+    x: Any
+    weights: Any
+    bias: Any
+    multipliers: Any
+    y: Any
+
+    def emit(self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int) -> None:
+        """One tile: `rows` pixels from output pixel `row` on, whose input starts at `start`, `step` bytes apart."""
+        vectors = -(-columns // LANES)
+        width = 2 if self.instructions is Instructions.NEON else 4  # vectors of columns at a time
+        for first in range(0, vectors, width):
+            self._block(start, step, row, panel, columns, rows, first, min(width, vectors - first))
+
+    def _block(
+        self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int, first: int, vectors: int
+    ) -> None:
+        start, row = T.Bind(start), T.Bind(row)
+        sums = ARITHMETIC[self.instructions](rows, vectors, self.product.pairs)
+        channel = panel * PANEL + first * LANES
+        bias = [T.Bind(self.bias[vector(channel + j * LANES, LANES)]) for j in range(vectors)]
+        sums.start(bias)
+        run_bytes = self.product.run * PANEL
+        for number, offset in enumerate(self.product.window.run_offsets):
+            weights = T.Bind((panel * len(self.product.window.runs) + number) * run_bytes + first * CHUNK)
+            self._run(sums, start + offset, step, weights)
+        multipliers = [self.multipliers[vector(channel + j * LANES, LANES)] for j in range(vectors)]
+        multipliers = [T.Bind(m) for m in multipliers]
+        for i in range(rows):
+            totals = [sums.total(i, j) for j in range(vectors)]
+            made = requantize(totals, multipliers, self.product.bounds, self.instructions)
+            at = (row + i) * self.product.columns + channel
+            store(self.y, at, made, min(vectors * LANES, columns - first * LANES))
+
+    def _run(self, sums: Any, start: Any, step: int, weights: Any) -> None:
+        chunk = GROUP if self.instructions is Instructions.PORTABLE else CHUNK  # less code: it is slow anyway
+        whole, rest = divmod(self.product.run, chunk)
+        if whole:
+            with T.serial(index(whole)) as k:
+                self._chunk(sums, start + k * chunk, step, weights + k * (chunk * PANEL), chunk // GROUP)
+        done, groups = whole * chunk, rest // GROUP
+        while groups:  # vectors of two groups, and of one
+            size = 2 if groups >= 2 else 1
+            self._chunk(sums, start + done, step, weights + done * PANEL, size)
+            done += size * GROUP
+            groups -= size
+
+    def _chunk(self, sums: Any, start: Any, step: int, weights: Any, groups: int) -> None:
+        pixels = []
+        for i in range(sums.rows):
+            loaded = self.x[vector(start + i * step, groups * GROUP)]
+            name = "int32" if groups == 1 else f"int32x{groups}"
+            pixels.append(T.Bind(tirx.reinterpret(name, loaded)))
+
+        def group(i: int, g: int) -> Any:
+            """Four k of pixel i, in each lane: int32x4."""
+            if groups == 1:
+                return splat(pixels[i], LANES)
+            twice = [pixels[i]] * (LANES // groups)  # a shuffle has no more lanes than it is given
+            return tirx.Shuffle(twice, [tirx.const(g, "int32")] * LANES)
+
+        def weight(j: int, g: int) -> Any:
+            return self.weights[vector(weights + (g * PANEL * GROUP + j * CHUNK), CHUNK)]
+
+        sums.accumulate(group, weight, groups)
+
+
+class _Dotprod:
+    """`sdot` by lane: a vector of sums for four columns."""
+
+    def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
+        self.rows, self.vectors = rows, vectors
+        self.sums = _registers(rows * vectors)
+
+    def start(self, bias: list[Any]) -> None:
+        for i in range(self.rows * self.vectors):
+            T.buffer_store(self.sums, bias[i % self.vectors], [vector(i * LANES, LANES)])
+
+    def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
+        for g in range(groups):
+            for j in range(self.vectors):
+                factor = T.Bind(weight(j, g))
+                for i in range(self.rows):
+                    at = vector((i * self.vectors + j) * LANES, LANES)
+                    pixel = tirx.reinterpret("int8x16", group(i, g))
+                    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+                    made = T.call_llvm_pure_intrin("int32x4", name, self.sums[at], factor, pixel)
+                    T.buffer_store(self.sums, made, [at])
+
+    def total(self, i: int, j: int) -> Any:
+        return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
+
+
+class _Neon:
+    """`smull`, `smlal`, `sadalp`: two vectors of sums for four columns, two partial sums each."""
+
+    def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
+        self.rows, self.vectors, self.pairs = rows, vectors, pairs
+        self.sums = _registers(rows * vectors * 2)
+
+    def start(self, bias: list[Any]) -> None:
+        zero = splat(tirx.const(0, "int32"), LANES)
+        for i in range(self.rows * self.vectors):
+            for half in range(2):  # the partial sums of columns 0 and 1, then of 2 and 3: the bias in the first of each
+                lanes = [tirx.const(lane, "int32") for lane in (2 * half, 4, 2 * half + 1, 4)]
+                begun = tirx.Shuffle([bias[i % self.vectors], zero], lanes)
+                T.buffer_store(self.sums, begun, [vector((2 * i + half) * LANES, LANES)])
+
+    def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
+        together = 2 if self.pairs else 1
+        for g in range(0, groups, together):
+            span = range(g, min(g + together, groups))
+            factors = {(j, h): T.Bind(weight(j, h)) for h in span for j in range(self.vectors)}
+            for i in range(self.rows):
+                pixels = {h: T.Bind(tirx.reinterpret("int8x16", group(i, h))) for h in span}
+                for j in range(self.vectors):
+                    for half in range(2):
+                        products = [_smull(_half(factors[j, h], half), _half(pixels[h], half)) for h in span]
+                        self._add_pairs((i * self.vectors + j) * 2 + half, products)
+
+    def _add_pairs(self, number: int, products: list[Any]) -> None:
+        at = vector(number * LANES, LANES)
+        product = products[0] if len(products) == 1 else products[0] + products[1]
+        longer = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", product)
+        T.buffer_store(self.sums, self.sums[at] + longer, [at])
+
+    def total(self, i: int, j: int) -> Any:
+        first = (i * self.vectors + j) * 2
+        low, high = (self.sums[vector((first + half) * LANES, LANES)] for half in range(2))
+        return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", low, high)
+
+
+class _Portable:
+    """Products of int32, the bytes of a lane taken out by shifts: what any vector unit can do."""
+
+    def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
+        self.rows, self.vectors = rows, vectors
+        self.sums = _registers(rows * vectors)
+
+    def start(self, bias: list[Any]) -> None:
+        for i in range(self.rows * self.vectors):
+            T.buffer_store(self.sums, bias[i % self.vectors], [vector(i * LANES, LANES)])
+
+    def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
+        for g in range(groups):
+            pixels = [T.Bind(group(i, g)) for i in range(self.rows)]
+            factors = [T.Bind(tirx.reinterpret("int32x4", weight(j, g))) for j in range(self.vectors)]
+            for byte in range(GROUP):
+                shifted = [T.Bind(_byte(pixel, byte)) for pixel in pixels]
+                for j in range(self.vectors):
+                    factor = T.Bind(_byte(factors[j], byte))
+                    for i in range(self.rows):
+                        at = vector((i * self.vectors + j) * LANES, LANES)
+                        T.buffer_store(self.sums, self.sums[at] + shifted[i] * factor, [at])
+
+    def total(self, i: int, j: int) -> Any:
+        return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
+
+
+ARITHMETIC: dict[Instructions, Callable[[int, int, bool], Any]] = {
+    Instructions.DOTPROD: _Dotprod,
+    Instructions.NEON: _Neon,
+    Instructions.PORTABLE: _Portable,
+}
+
+
+def _registers(vectors: int) -> Any:
+    return IRBuilder.name("sums", T.alloc_buffer((vectors * LANES,), "int32", scope="local", layout=None))
+
+
+def _half(value: Any, half: int) -> Any:
+    return tirx.Shuffle([value], [tirx.const(half * 8 + lane, "int32") for lane in range(8)])
+
+
+def _smull(a: Any, b: Any) -> Any:
+    return T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.smull.v8i16", a, b)
+
+
+def _byte(lanes: Any, byte: int) -> Any:
+    """Byte number `byte` of each lane of an int32x4, with its sign."""
+    up = splat(tirx.const(24 - 8 * byte, "int32"), LANES)
+    return (lanes << up) >> splat(tirx.const(24, "int32"), LANES)
+
+
+__all__ = ["PANEL", "IntegerProduct", "pack_weights", "product_kernel"]

@@ -1,0 +1,162 @@
+"""From int32 sums to int8: the one rounding of an integer layer, the same on every machine.
+
+    y = min(max(rint(float32(a) · m) + z, low), high)
+
+a: int32, the sum of products with the bias in it. float32(a) rounds to nearest, ties to even, and so does rint. m:
+float32, one for each channel. z, low and high: within the range of int8; low and high hold the activation too.
+The product is rounded to float32 before rint: nothing here may be contracted into a fused multiply-add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.base import TargetDescription
+
+LANES = 4  # int32 in 128 bits
+# Adding 1.5 · 2^23 leaves the integer nearest to a small float32, ties to even, in the low bits of the sum.
+_ROUNDER = 12582912.0
+_ROUNDER_BITS = 0x4B400000
+
+
+class Instructions(StrEnum):
+    """What integer kernels are written with."""
+
+    PORTABLE = "portable"  # vectors that LLVM maps to what there is
+    NEON = "neon"  # AArch64 without the dot product
+    DOTPROD = "dotprod"  # AArch64 with sdot
+
+
+def instructions_of(target: TargetDescription) -> Instructions:
+    """The best that a core has."""
+    if not target.triple.startswith(("aarch64", "arm64")):
+        return Instructions.PORTABLE
+    return Instructions.DOTPROD if "dotprod" in target.features else Instructions.NEON
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the integers of a layer's result may be: the zero point, and the bounds, all within int8."""
+
+    zero_point: int
+    low: int = -128
+    high: int = 127
+
+
+def index(value: int) -> Any:
+    """An index constant; TE's indices are int64 as well."""
+    return tirx.const(value, "int64")
+
+
+def vector(start: Any, lanes: int) -> Any:
+    """The index of `lanes` elements from `start` on; a plain index for one."""
+    start = index(start) if isinstance(start, int) else start
+    return start if lanes == 1 else tirx.Ramp(start, index(1), lanes)
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """`value` in every lane."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def wide(dtype: str, lanes: int) -> str:
+    """The name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def requantize(sums: list[Any], multipliers: list[Any], bounds: Range, instructions: Instructions) -> Any:
+    """int8 results of int32 sums, given as vectors of LANES each; the result is one vector of them all.
+
+    A single scalar is taken too, in a list of one; so is one vector of any width where `instructions` are portable.
+    """
+    by = _by_neon if instructions is not Instructions.PORTABLE and _are_vectors(sums) else _portably
+    return by(sums, multipliers, bounds)
+
+
+def _are_vectors(sums: list[Any]) -> bool:
+    return all(tirx_lanes(total) == LANES for total in sums)
+
+
+def tirx_lanes(expression: Any) -> int:
+    """How many lanes a TIR expression has."""
+    return int(str(expression.ty.dtype).partition("x")[2] or 1)
+
+
+def _portably(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
+    parts = [_round_and_bound(total, multiplier, bounds) for total, multiplier in zip(sums, multipliers, strict=True)]
+    return join(parts)
+
+
+def _round_and_bound(total: Any, multiplier: Any, bounds: Range) -> Any:
+    lanes = tirx_lanes(total)
+
+    def number(value: float, dtype: str = "float32") -> Any:
+        return splat(tirx.const(value, dtype), lanes)
+
+    scaled = tirx.Cast(wide("float32", lanes), total) * multiplier
+    # Bounded before it is rounded, which is the same for integer bounds; it also keeps LLVM, which TVM allows to,
+    # from contracting the multiplication and the addition.
+    scaled = tirx.Max(scaled, number(bounds.low - bounds.zero_point))
+    scaled = tirx.Min(scaled, number(bounds.high - bounds.zero_point))
+    bits = tirx.reinterpret(wide("int32", lanes), scaled + number(_ROUNDER))
+    shift = bounds.zero_point - _ROUNDER_BITS
+    return tirx.Cast(wide("int8", lanes), bits + number(shift, "int32"))
+
+
+def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
+    """scvtf, fmul, fcvtns, sqxtn, sqadd, sqxtn: each saturates, so that the result does."""
+    halves = []
+    for total, multiplier in zip(sums, multipliers, strict=True):
+        scaled = tirx.Cast(wide("float32", LANES), total) * multiplier
+        rounded = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", scaled)
+        halves.append(T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", rounded))
+    parts = []
+    for i in range(0, len(halves), 2):
+        pair = halves[i : i + 2] if i + 1 < len(halves) else [halves[i], halves[i]]
+        both = join(pair)
+        if bounds.zero_point:
+            zero_point = splat(tirx.const(bounds.zero_point, "int16"), 8)
+            both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", both, zero_point)
+        narrow = T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", both)
+        if i + 1 == len(halves):
+            narrow = tirx.Shuffle([narrow], [tirx.const(lane, "int32") for lane in range(LANES)])
+        parts.append(narrow)
+    result = join(parts)
+    lanes = tirx_lanes(result)
+    if bounds.low > -128:
+        result = tirx.Max(result, splat(tirx.const(bounds.low, "int8"), lanes))
+    if bounds.high < 127:
+        result = tirx.Min(result, splat(tirx.const(bounds.high, "int8"), lanes))
+    return result
+
+
+def join(parts: list[Any]) -> Any:
+    """Vectors of one type after each other in one vector; the widths of all but the last are equal."""
+    while len(parts) > 1:
+        joined = []
+        for i in range(0, len(parts) - 1, 2):
+            lanes = tirx_lanes(parts[i]) + tirx_lanes(parts[i + 1])
+            joined.append(tirx.Shuffle(parts[i : i + 2], [tirx.const(lane, "int32") for lane in range(lanes)]))
+        if len(parts) % 2:
+            joined.append(parts[-1])
+        parts = joined
+    return parts[0]
+
+
+def store(buffer: Any, start: Any, value: Any, lanes: int) -> None:
+    """Store the first `lanes` lanes of a vector, in as few stores as there are powers of two in their number."""
+    value = T.Bind(value)
+    width = tirx_lanes(value)
+    at = 0
+    while at < lanes:
+        size = 1 << ((lanes - at).bit_length() - 1)
+        part = value
+        if size < width:
+            part = tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in range(at, at + size)])
+        T.buffer_store(buffer, part, [vector(start + at, size)])
+        at += size

@@ -1,0 +1,126 @@
+"""The graph while it is rewritten: new nodes, and the forms that integers are kept in.
+
+Kernels read and write int8 with channels last. `Editor` makes those forms of a value where they are first needed, and
+remembers them, so that no data moves between kernels that agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8
+
+DOMAIN = "graphopt.internal"  # of nodes that only this backend knows
+
+
+class Editor:
+    """Puts nodes in front of one node after another, in the order of the graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.place: ir.Node | None = None  # where nodes go: in front of it
+        self._int8: dict[ir.Value, ir.Value] = {}
+        self._channels_last: dict[ir.Value, ir.Value] = {}
+        self._names = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+        self._names |= {value.name for value in graph.inputs}
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        *,
+        name: str,
+        attributes: Mapping[str, int | str | Sequence[int]] | None = None,
+        layer: str | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        """The output, called `name` or the like, of a new node, called `layer` if it computes a layer of the model."""
+        output = ir.Value(name=self._unused(name), shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        node = layer or output.name
+        made = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, outputs=[output], name=node)
+        assert self.place is not None
+        self.graph.insert_before(self.place, made)
+        return output
+
+    def constant(self, array: np.ndarray, name: str) -> ir.Value:
+        """A new initializer."""
+        name = self._unused(name)
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def int8(self, value: ir.Value) -> ir.Value:
+        """The integers of `value` as int8; uint8 less 128."""
+        if value.dtype == INT8:
+            return value
+        if value not in self._int8:
+            self._int8[value] = self._shifted(value, -128, INT8)
+        return self._int8[value]
+
+    def channels_last(self, value: ir.Value) -> ir.Value:
+        """`int8(value)` with axis 1 moved to the end."""
+        if value not in self._channels_last:
+            source, shape = self.int8(value), shape_of(value)
+            order = [0, *range(2, len(shape)), 1]
+            self._channels_last[value] = self.add(
+                "Transpose",
+                [source],
+                INT8,
+                [shape[axis] for axis in order],
+                name=f"{value.name}.channels_last",
+                attributes={"perm": order},
+            )
+        return self._channels_last[value]
+
+    def has_channels_last(self, value: ir.Value) -> bool:
+        """Whether a kernel has made the value with channels last."""
+        return value in self._channels_last
+
+    def replace(self, value: ir.Value, made: ir.Value, *, channels_last: bool) -> None:
+        """Let everything that reads `value` read what `made`, an int8, stands for; its other forms are known then."""
+        shape, final = shape_of(value), made
+        if channels_last:
+            order = [0, len(shape) - 1, *range(1, len(shape) - 1)]
+            name = f"{value.name}.channels_first"
+            final = self.add("Transpose", [made], INT8, shape, name=name, attributes={"perm": order})
+        natural = final
+        if value.dtype == UINT8:
+            final = self._shifted(final, 128, UINT8)
+        public = value.name
+        ir.convenience.replace_all_uses_with(value, final, replace_graph_outputs=True)
+        if final.is_graph_output():
+            value.name = self._unused(f"{public}.replaced")
+            final.name = public
+        self._int8[final] = natural
+        if channels_last:
+            self._channels_last[final] = made
+
+    def _shifted(self, value: ir.Value, by: int, dtype: ir.DataType) -> ir.Value:
+        shape, name = shape_of(value), value.name
+        wide = self.add(
+            "Cast", [value], ir.DataType.INT32, shape, name=f"{name}.int32", attributes={"to": int(ir.DataType.INT32)}
+        )
+        offset = self.constant(np.array(by, np.int32), f"{name}.offset")
+        moved = self.add("Add", [wide, offset], ir.DataType.INT32, shape, name=f"{name}.shifted")
+        to = {"to": int(dtype)}
+        return self.add("Cast", [moved], dtype, shape, name=f"{name}.{dtype.name.lower()}", attributes=to)
+
+    def _unused(self, name: str) -> str:
+        candidate, number = name, 0
+        while candidate in self._names:
+            number += 1
+            candidate = f"{name}.{number}"
+        self._names.add(candidate)
+        return candidate
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of a value."""
+    assert value.shape is not None  # rewrite asks for static shapes
+    return tuple(int(extent) for extent in value.shape.numpy())

@@ -1,0 +1,228 @@
+"""Conv, Gemm and MatMul with constant weights as integer kernels.
+
+With x = s_x (q_x - z_x), w_n = s_n (q_w - z_n) and b the bias, the float layer computes
+
+    y_n = s_x s_n (Σ q_w' q_x  -  z_x Σ q_w'  +  round(b_n / (s_x s_n))),    q_w' = q_w - z_n
+
+and the result is quantized by s_y: the sum is an int32, the multiplier s_x s_n / s_y a float32 (computed in float32, as
+ONNX Runtime does), and `kernels.requantize` says how one becomes an int8 by the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.targets.tvm.kernels.integer import describe
+from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, pack_depthwise_weights
+from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, pack_weights
+from graphopt.targets.tvm.kernels.window import Window
+from graphopt.targets.tvm.quantized.cluster import Cluster
+from graphopt.targets.tvm.quantized.conversion import KERNEL
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The constants of a product: int8 weights with output channels first, int32 bias and float32 multipliers."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+    multipliers: np.ndarray
+
+    @property
+    def pairs(self) -> bool:
+        return bool(self.weights.min(initial=0) > -128)
+
+
+def rewrite_convolution(cluster: Cluster, editor: Editor) -> str | None:
+    """Conv in one or two dimensions: replaced, or why not."""
+    node = cluster.node
+    x, w = dequantized(node.inputs[0]), dequantized(node.inputs[1])
+    reason = _unfit_factors(x, w)
+    if reason is not None or x is None or w is None:
+        return reason
+    shape, kernel = shape_of(x.integers), shape_of(w.integers)
+    if len(shape) not in (3, 4):
+        return f"it has {len(shape) - 2} spatial dimensions; integer kernels have one or two"
+    group = _integer(node, "group", 1)
+    if group != 1 and not group == shape[1] == kernel[0]:
+        return "it is a grouped convolution"
+    found = _factors(cluster, x, w, node.inputs[2] if len(node.inputs) > 2 else None, 0)
+    if isinstance(found, str):
+        return found
+    window = _window(node, shape, kernel[2:], x.signed_zero_point)
+    source = editor.channels_last(x.integers)
+    kernel_last = np.moveaxis(found.weights, 1, -1)  # [out, (height,) width, in]
+    if group == 1:
+        product = IntegerProduct(window, kernel[0], cluster.bounds, found.pairs)
+        made = _emit(editor, cluster, product, source, pack_weights(kernel_last, window), found, product.panels * PANEL)
+    else:
+        depthwise = IntegerDepthwise(window, cluster.bounds, found.pairs)
+        packed = pack_depthwise_weights(kernel_last[..., 0])
+        made = _emit(editor, cluster, depthwise, source, packed, found, kernel[0])
+    editor.replace(cluster.result.integers, made, channels_last=True)
+    return None
+
+
+def rewrite_matrix_product(cluster: Cluster, editor: Editor) -> str | None:
+    """MatMul and Gemm with constant weights: replaced, or why not."""
+    node = cluster.node
+    x, w = dequantized(node.inputs[0]), dequantized(node.inputs[1])
+    reason = _unfit_factors(x, w)
+    if reason is not None or x is None or w is None:
+        return reason
+    if any(_float(node, name, 1.0) != 1.0 for name in ("alpha", "beta")) or _integer(node, "transA", 0):
+        return "it has alpha, beta or a transposed left factor"
+    if len(shape_of(w.integers)) != 2 or len(shape_of(x.integers)) < 2:
+        return "its factors are not a matrix of activations and one of weights"
+    transposed = _integer(node, "transB", 0) == 1
+    found = _factors(cluster, x, w, node.inputs[2] if len(node.inputs) > 2 else None, 0 if transposed else 1)
+    if isinstance(found, str):
+        return found
+    *rows, depth = shape_of(x.integers)
+    window = Window((1, 1, int(np.prod(rows)), depth), padding=x.signed_zero_point)
+    product = IntegerProduct(window, found.weights.shape[0], cluster.bounds, found.pairs)
+    packed = pack_weights(found.weights.reshape(-1, 1, 1, depth), window)
+    made = _emit(editor, cluster, product, editor.int8(x.integers), packed, found, product.panels * PANEL)
+    editor.replace(cluster.result.integers, made, channels_last=False)
+    return None
+
+
+def _emit(
+    editor: Editor,
+    cluster: Cluster,
+    kernel: IntegerProduct | IntegerDepthwise,
+    source: ir.Value,
+    packed: np.ndarray,
+    factors: Factors,
+    channels: int,
+) -> ir.Value:
+    """The integers of the result, in the kernel's layout."""
+    name = cluster.layer
+    padding = (0, channels - len(factors.bias))
+    constants = [
+        editor.constant(packed, f"{name}.weights"),
+        editor.constant(np.pad(factors.bias, padding), f"{name}.bias"),
+        editor.constant(np.pad(factors.multipliers, padding), f"{name}.multipliers"),
+    ]
+    shape = shape_of(cluster.result.integers)
+    if cluster.node.op_type == "Conv":
+        shape = (shape[0], *shape[2:], shape[1])
+    return editor.add(
+        type(kernel).__name__,
+        [source, *constants],
+        INT8,
+        shape,
+        name=f"{name}.int8",
+        attributes={KERNEL: describe(kernel)},
+        layer=name,
+        domain=DOMAIN,
+    )
+
+
+def _unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
+    if x is None or x.integers.dtype not in (INT8, UINT8):
+        return "its input is not quantized to 8 bits"
+    if not x.per_tensor:
+        return "its input is quantized by channel"
+    if w is None:
+        return "its weights are not quantized"
+    if constant(w.integers) is None:
+        return "both factors are activations"
+    return None
+
+
+def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None, axis: int) -> Factors | str:
+    """The constants of a product whose weights have their output channels along `axis`."""
+    given = constant(w.integers)
+    assert given is not None  # _unfit_factors looked
+    if not w.per_tensor and (w.axis is None or w.axis % given.ndim != axis):
+        return "its weights are quantized along another axis than the output channels"
+    weights = np.moveaxis(given.astype(np.int64), axis, 0)
+    channels = weights.shape[0]
+    along = (-1, *[1] * (weights.ndim - 1))
+    weights = weights - np.broadcast_to(w.zero_point, channels).reshape(along)
+    if weights.min(initial=0) < -128 or weights.max(initial=0) > 127:
+        return "its weights less their zero point do not fit int8"
+    product_scale = (x.scale * np.broadcast_to(w.scale, channels)).astype(np.float32)
+    multipliers = (product_scale / cluster.result.scale).astype(np.float32)
+    if not (np.isfinite(multipliers).all() and (multipliers >= np.finfo(np.float32).tiny).all()):
+        return "the ratio of its scales is not a normal number"
+    steps = _bias_steps(bias, product_scale)
+    if isinstance(steps, str):
+        return steps
+    sums = weights.reshape(channels, -1)
+    folded = steps - x.signed_zero_point * sums.sum(1)
+    if (np.abs(folded) + 128 * np.abs(sums).sum(1)).max(initial=0) > INT32_MAX:
+        return "its sums may overflow 32 bits"
+    return Factors(weights.astype(np.int8), folded.astype(np.int32), multipliers)
+
+
+def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
+    """The bias in steps of `scale`, the scale of the products: int64 [channels]."""
+    if bias is None or not bias.name:
+        return np.zeros(len(scale), np.int64)
+    stored = dequantized(bias)
+    integers = None if stored is None else constant(stored.integers)
+    if stored is not None and integers is not None:
+        if not stored.zero_point.any() and np.allclose(stored.scale, scale, rtol=1e-5, atol=0):
+            exact = integers.astype(np.int64)
+            return np.broadcast_to(exact.reshape(-1), scale.shape) if exact.size in (1, len(scale)) else _NO_VECTOR
+        real = (integers.astype(np.int64) - stored.zero_point) * stored.scale.astype(np.float64)
+    else:
+        array = constant(bias)
+        if array is None:
+            return "its bias is not constant"
+        real = array.astype(np.float64)
+    if real.ndim and (real.size != real.shape[-1] or real.size not in (1, len(scale))):
+        return _NO_VECTOR
+    steps: np.ndarray = np.rint(np.broadcast_to(real.reshape(-1), scale.shape) / scale)
+    return steps.astype(np.int64)
+
+
+_NO_VECTOR = "its bias is not a vector"
+
+
+def _window(node: ir.Node, shape: tuple[int, ...], kernel: tuple[int, ...], padding: int) -> Window:
+    """The window of a Conv over [batch, channels, (height,) width]; in one dimension the height is 1."""
+    rank = len(kernel)
+    strides, dilations = (_integers(node, name, (1,) * rank) for name in ("strides", "dilations"))
+    pads = _integers(node, "pads", (0,) * (2 * rank))
+    auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        totals = [
+            max((-(-size // stride) - 1) * stride + (extent - 1) * dilation + 1 - size, 0)
+            for size, extent, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True)
+        ]
+        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+        pads = (*less, *more) if auto == "SAME_UPPER" else (*more, *less)
+    elif auto == "VALID":
+        pads = (0,) * (2 * rank)
+    window = Window((shape[0], *((1,) * (2 - rank)), *shape[2:], shape[1]), padding=padding)  # type: ignore[arg-type]
+    if rank == 1:
+        return replace(
+            window,
+            kernel=(1, kernel[0]),
+            strides=(1, strides[0]),
+            dilations=(1, dilations[0]),
+            pads=(0, pads[0], 0, pads[1]),
+        )
+    return replace(window, kernel=kernel, strides=strides, dilations=dilations, pads=pads)  # type: ignore[arg-type]
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def _integers(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else default

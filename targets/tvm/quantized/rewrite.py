@@ -1,0 +1,98 @@
+"""Each cluster that has an integer kernel becomes a node for it; the rest stays as it is, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from graphopt import ir as gir
+from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
+from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
+
+CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
+    "Conv": rewrite_convolution,
+    "Gemm": rewrite_matrix_product,
+    "MatMul": rewrite_matrix_product,
+}
+LEFT_IN_FLOAT = "graphopt.left_in_float"  # key in a model's `meta`: the list of LeftInFloat that `rewrite` found
+
+
+@dataclass(frozen=True)
+class LeftInFloat:
+    """A layer that reads quantized activations and computes in float all the same."""
+
+    operator: str
+    name: str
+    reason: str
+
+
+def rewrite(model: ir.Model) -> ir.Model:
+    """`model` with integer kernels in place of clusters; `model` itself if nothing is quantized.
+
+    The result has the same inputs and outputs. Its shapes are static.
+    """
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return model
+    model = gir.clone(model)
+    editor = Editor(model.graph)
+    reasons: dict[ir.Node, str] = {}
+    for node in list(model.graph):
+        if node.op_type != "QuantizeLinear" or node.domain not in ("", "ai.onnx"):
+            continue
+        editor.place = node
+        cluster = find_cluster(node)
+        computed = _computed(node)
+        if isinstance(cluster, str):
+            reason: str | None = cluster
+        elif not _is_static(cluster):
+            reason = "its shapes are not static"
+        else:
+            replaced = CLUSTERS.get(cluster.node.op_type)
+            reason = replaced(cluster, editor) if replaced else f"there is no integer kernel for {cluster.node.op_type}"
+        if reason is not None and computed is not None:
+            reasons[computed] = reason
+    RemoveUnusedNodesPass()(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    model.meta[LEFT_IN_FLOAT] = [
+        LeftInFloat(node.op_type, node.name or "", reasons.get(node, "its result is not quantized"))
+        for node in model.graph
+        if _reads_quantized(node)
+    ]
+    return model
+
+
+def _computed(quantize: ir.Node) -> ir.Node | None:
+    """The node whose result a QuantizeLinear quantizes, behind its activations."""
+    node = None if quantize.inputs[0] is None else quantize.inputs[0].producer()
+    while node is not None and node.op_type in ACTIVATIONS and node.inputs[0] is not None:
+        before = node.inputs[0].producer()
+        if before is None or before.op_type == "DequantizeLinear":
+            break
+        node = before
+    return node
+
+
+def _is_static(cluster: Cluster) -> bool:
+    values = [*cluster.node.inputs, *cluster.node.outputs, cluster.result.integers]
+    return all(value is None or not value.name or _has_static_shape(value) for value in values)
+
+
+def _has_static_shape(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static()
+
+
+def _reads_quantized(node: ir.Node) -> bool:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.domain == DOMAIN:
+        return False
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return any(
+        producer is not None
+        and producer.op_type == "DequantizeLinear"
+        and producer.inputs[0] is not None
+        and ir.convenience.get_const_tensor(producer.inputs[0]) is None
+        for producer in producers
+    )

@@ -1,0 +1,137 @@
+"""Quantized Conv, Gemm and MatMul: the integer path is bit-exact with its definition, and within a step of ORT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from graphopt import ir as gir
+from graphopt.analysis.execution import Session
+from graphopt.targets.tvm.preparation import prepare
+from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
+from tests.targets import compiled
+from tests.targets.quantized_models import Activation, convolution_sums, layer_model, requantized
+
+FEW = settings(  # each compiles a model: no shrinking
+    max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+
+
+@st.composite
+def activations(draw: Any, scale: float) -> Activation:
+    dtype = draw(st.sampled_from([np.int8, np.uint8]))
+    limits = np.iinfo(dtype)
+    zero_point = draw(st.sampled_from([limits.min, limits.max, 0]) | st.integers(limits.min, limits.max))
+    return Activation(dtype, scale * draw(st.floats(0.5, 2.0, width=32)), int(zero_point))
+
+
+def values(random: np.random.Generator, dtype: Any, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
+    """Random integers, or only the least and the greatest of the type."""
+    limits = np.iinfo(dtype)
+    if extreme:
+        return random.choice(np.array([limits.min, limits.max], dtype), shape)
+    return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+
+
+def check(model: Any, x: np.ndarray, expected: np.ndarray) -> None:
+    """The compiled model is bit-exact, has no layer in float, and differs from ONNX Runtime by a step at most."""
+    prepared = prepare(model)
+    assert prepared.meta[LEFT_IN_FLOAT] == []
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in prepared.graph}
+    found = compiled.run(model, {"x": x})["y"]
+    np.testing.assert_array_equal(found, expected)
+    reference = Session(model).run({"x": x})["y"]
+    assert np.abs(found.astype(int) - reference.astype(int)).max(initial=0) <= 1
+
+
+@FEW
+@given(data=st.data())
+def test_convolutions_are_bit_exact(data: Any) -> None:
+    draw = data.draw
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    depthwise = draw(st.booleans())
+    inputs = draw(st.integers(1, 37))
+    outputs = inputs if depthwise else draw(st.integers(1, 37))
+    kernel, strides, dilations = (tuple(draw(st.integers(1, most)) for _ in range(2)) for most in (3, 2, 2))
+    pads = tuple(draw(st.integers(0, 2)) for _ in range(4))
+    sizes = tuple(draw(st.integers(5, 9)) for _ in range(2))
+    extreme = draw(st.booleans())
+    qx = draw(activations(0.05))
+    x = values(random, qx.dtype, (draw(st.integers(1, 2)), inputs, *sizes), extreme)
+    weights = values(random, np.int8, (outputs, 1 if depthwise else inputs, *kernel), extreme)
+    per_channel = draw(st.booleans())
+    weight_scale = random.uniform(0.001, 0.01, outputs if per_channel else 1).astype(np.float32)
+    weight_scale = weight_scale if per_channel else weight_scale.reshape(())
+    bias = random.integers(-5000, 5000, outputs, np.int32) if draw(st.booleans()) and per_channel else None
+    qy = draw(activations(0.5))
+    group = inputs if depthwise else 1
+    clip = draw(st.sampled_from([None, ("Relu", ()), ("Clip", (-3.0, 6.0))]))
+    model = layer_model(
+        "Conv", x, qx, weights, weight_scale, bias, qy, weight_axis=0, activation=clip, group=group,
+        strides=strides, dilations=dilations, pads=pads,
+    )  # fmt: skip
+    sums = convolution_sums(x, weights, qx.zero_point, strides, pads, dilations, group)
+    sums = sums if bias is None else sums + bias
+    check(model, x, np.moveaxis(_expected(sums, qx, weight_scale, qy, clip), -1, 1))
+
+
+@FEW
+@given(data=st.data())
+def test_matrix_products_are_bit_exact(data: Any) -> None:
+    draw = data.draw
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    operator = draw(st.sampled_from(["Gemm", "MatMul"]))
+    rows = (draw(st.integers(1, 9)),) if operator == "Gemm" else (draw(st.integers(1, 3)), draw(st.integers(1, 7)))
+    depth, columns = draw(st.integers(1, 70)), draw(st.integers(1, 40))
+    transposed = operator == "Gemm" and draw(st.booleans())
+    qx, qy = draw(activations(0.05)), draw(activations(0.5))
+    x = values(random, qx.dtype, (*rows, depth), draw(st.booleans()))
+    weights = values(random, np.int8, (depth, columns), draw(st.booleans()))
+    weight_scale = random.uniform(0.001, 0.01, columns).astype(np.float32)
+    bias = random.integers(-5000, 5000, columns, np.int32) if operator == "Gemm" else None
+    attributes = {"transB": int(transposed)} if operator == "Gemm" else {}
+    model = layer_model(
+        operator, x, qx, weights.T if transposed else weights, weight_scale, bias, qy,
+        weight_axis=0 if transposed else 1, **attributes,
+    )  # fmt: skip
+    sums = (x.astype(np.int64) - qx.zero_point) @ weights.astype(np.int64)
+    sums = sums if bias is None else sums + bias
+    check(model, x, _expected(sums, qx, weight_scale, qy, None))
+
+
+def _expected(sums: np.ndarray, qx: Activation, weight_scale: np.ndarray, qy: Activation, clip: Any) -> np.ndarray:
+    multiplier = np.float32(qx.scale) * weight_scale.astype(np.float32) / np.float32(qy.scale)
+    low, high = qy.limits()
+    if clip is not None:
+        ends = clip[1] or (0.0, np.inf)
+        low, high = (
+            int(np.clip(np.rint(np.float32(end) / np.float32(qy.scale)) + qy.zero_point, low, high)) for end in ends
+        )
+    return requantized(sums, multiplier, qy, low, high)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "weights", "attributes", "reason"),
+    [
+        ("Conv", (1, 4, 5, 5), (6, 2, 1, 1), {"group": 2}, "it is a grouped convolution"),
+        ("Conv", (1, 2, 3, 3, 3), (2, 2, 1, 1, 1), {}, "it has 3 spatial dimensions"),
+        ("Gemm", (3, 4), (4, 5), {"alpha": 0.5}, "it has alpha, beta or a transposed left factor"),
+    ],
+)
+def test_what_has_no_kernel_stays_in_float_with_the_reason(
+    operator: str, shape: tuple[int, ...], weights: tuple[int, ...], attributes: dict[str, Any], reason: str
+) -> None:
+    random = np.random.default_rng(0)
+    q = Activation(np.int8, 0.1, 3)
+    x, w = values(random, np.int8, shape, False), values(random, np.int8, weights, False)
+    model = layer_model(operator, x, q, w, np.float32(0.01), None, q, weight_axis=0, **attributes)
+    before = gir.fingerprint(model)
+    prepared = prepare(model)
+    (left,) = prepared.meta[LEFT_IN_FLOAT]
+    assert left.name == "layer" and left.reason.startswith(reason)
+    assert [node.op_type for node in prepared.graph] == [node.op_type for node in model.graph]
+    assert gir.fingerprint(model) == before
