@@ -143,7 +143,7 @@ def _attach_tails(layers: dict[ir.Node, Layer]) -> None:
             continue
         if layer.kind is Kind.PRODUCT and layer.bias is None and layer.weight is not None:
             layer = _with_added_bias(layer, layer.weight, layers)
-        follower = _only_reader(layer.results[0])
+        follower = _only_reader((layer.tail[-1] if layer.tail else layer.node).outputs[0])
         if follower in layers and follower is not None and layers[follower].rule.kind is Kind.BOUND:
             layer = replace(layer, tail=(*layer.tail, follower))
             del layers[follower]

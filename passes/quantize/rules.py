@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,13 +113,17 @@ class Layer:
 
     @property
     def results(self) -> tuple[ir.Value, ...]:
-        """What comes out, behind the tail."""
-        return tuple((self.tail[-1] if self.tail else self.node).outputs)
+        """What comes out, behind the tail, and is used."""
+        return _used((self.tail[-1] if self.tail else self.node).outputs)
 
     def operand_values(self) -> tuple[ir.Value, ...]:
         """The operands that are computed at run time."""
         inputs = [self.node.inputs[index] for index in self.operands]
         return tuple(value for value in inputs if value is not None and constant(value) is None)
+
+
+def _used(values: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
+    return tuple(value for value in values if value.uses() or value.is_graph_output())
 
 
 def layer_of(node: ir.Node) -> Layer | str:
@@ -132,7 +136,7 @@ def layer_of(node: ir.Node) -> Layer | str:
     layer = _product(node, rule) if rule.kind is Kind.PRODUCT else _other(node, rule)
     if isinstance(layer, str):
         return layer
-    touched = [node.inputs[index] for index in layer.operands] + [*node.outputs]
+    touched = [node.inputs[index] for index in layer.operands] + [*_used(node.outputs)]
     other = next((v for v in touched if v is not None and v.dtype not in (None, ir.DataType.FLOAT)), None)
     if other is not None and other.dtype is not None:
         return f"it computes in {other.dtype.name.lower()}; only float32 is quantized"

@@ -56,7 +56,7 @@ def computed(values: Array, parameters: Parameters) -> tuple[Array, Array]:
 )
 @settings(deadline=None, max_examples=200)
 def test_quantize_is_onnx_runtimes_for_any_value_scale_and_zero_point(values: Array, scale: float, zero: int) -> None:
-    parameters = Parameters(np.float32(scale).reshape(()), np.array(zero, np.int8))
+    parameters = Parameters(np.array(scale, np.float32), np.array(zero, np.int8))
     with np.errstate(over="ignore"):
         integers, floats = computed(values, parameters)
         np.testing.assert_array_equal(quantize(values, parameters), integers)
@@ -67,7 +67,7 @@ def test_quantize_is_onnx_runtimes_for_any_value_scale_and_zero_point(values: Ar
 @settings(deadline=None, max_examples=50)
 def test_halves_round_to_even_and_the_ends_saturate(doubled: Array, zero: int) -> None:
     values = (doubled / 2).astype(np.float32)
-    parameters = Parameters(np.float32(1).reshape(()), np.array(zero, np.int8))
+    parameters = Parameters(np.array(1, np.float32), np.array(zero, np.int8))
     expected = np.clip([[round(float(v)) + zero for v in row] for row in values], -128, 127)  # Python rounds to even
     np.testing.assert_array_equal(quantize(values, parameters), expected)
     np.testing.assert_array_equal(computed(values, parameters)[0], expected)
@@ -129,7 +129,7 @@ BIASES = hnp.arrays(np.float32, 3, elements=st.floats(-1e6, 1e6, width=32))
 @given(BIASES, st.floats(2.0**-30, 10, width=32), hnp.arrays(np.float64, 3, elements=st.floats(0, 10)))
 @settings(deadline=None)
 def test_a_bias_fits_and_keeps_its_value(bias: Array, input_scale: float, ends: Array) -> None:
-    scale = np.float32(input_scale).reshape(())
+    scale = np.array(input_scale, np.float32)
     weights = widened_for_bias(weight_parameters(ends, 0), scale, bias)
     steps = bias_parameters(scale, weights, 3)
     np.testing.assert_array_equal(steps.scale, scale * weights.scale)
@@ -141,11 +141,11 @@ def test_a_bias_fits_and_keeps_its_value(bias: Array, input_scale: float, ends: 
 
 def test_only_the_channels_whose_bias_overflows_get_a_larger_scale() -> None:
     weights = weight_parameters(np.array([1.0, 1e-9]), 0)
-    raised = widened_for_bias(weights, np.float32(1e-3).reshape(()), np.array([1.0, 1.0], np.float32))
+    raised = widened_for_bias(weights, np.array(1e-3, np.float32), np.array([1.0, 1.0], np.float32))
     assert raised.scale[0] == weights.scale[0] and raised.scale[1] > weights.scale[1]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-40, np.inf, np.nan])
 def test_a_scale_that_is_no_normal_number_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="scale"):
-        Parameters(np.float32(scale).reshape(()), np.zeros((), np.int8))
+        Parameters(np.array(scale, np.float32), np.zeros((), np.int8))

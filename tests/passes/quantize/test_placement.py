@@ -121,6 +121,11 @@ def test_every_output_of_a_split_is_an_integer_if_one_is_read_as_such() -> None:
     assert groups(plan) == [("x",), ("p", "s", "t")]
 
 
+def test_an_output_that_nothing_uses_is_no_integer() -> None:
+    plan = planned("p = Conv(x, w) m, i = MaxPool<kernel_shape=[2,2]>(p) y = Conv(m, v)")
+    assert groups(plan) == [("x",), ("p", "m")]
+
+
 @pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[2,2]>(p)", "GlobalAveragePool(p)"])
 def test_an_average_has_a_scale_of_its_own(pool: str) -> None:
     assert groups(planned(f"p = Conv(x, w) m = {pool} y = Conv(m, v)")) == [("x",), ("p",), ("m",)]
@@ -178,7 +183,8 @@ def test_weights_have_scales_along_their_output_channels(
 @pytest.mark.parametrize(("attribute", "axis"), [("", 1), ("<transB=1>", 0)])
 def test_the_axis_of_gemm_depends_on_trans_b(attribute: str, axis: int) -> None:
     model = parse(
-        f'<ir_version: 8, opset_import: ["" : 17]> g (float[2,4] x) => (float[2,4] y) {{ y = Gemm{attribute}(x, w, b) }}',
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2,4] x) => (float[2,4] y) {'
+        f" y = Gemm{attribute}(x, w, b) }}",
         w=np.ones((4, 4), np.float32),
         **B,
     )
