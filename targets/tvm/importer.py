@@ -53,11 +53,6 @@ def static_shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(d) for d in value.shape.numpy())
 
 
-def constant(array: np.ndarray) -> Any:
-    """A Relax constant that holds `array`."""
-    return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
-
-
 def import_model(model: ir.Model) -> tvm.IRModule:
     """The Relax module of `model`, whose shapes are all static and whose functions are inlined.
 
@@ -75,13 +70,17 @@ def import_model(model: ir.Model) -> tvm.IRModule:
         variable = relax.Var(f"input{i}", relax.TensorType(static_shape(value), dtype_name(value)))
         parameters.append(variable)
         values[value.name or ""] = variable
-    with builder.function("main", params=parameters):
-        with builder.dataflow():
-            for i, node in enumerate(graph):
-                _convert(builder, node, i, values, opset)
-            outputs = [values[value.name or ""] for value in graph.outputs]
-            result = builder.emit_output(relax.Tuple([_as_tensor(builder, output) for output in outputs]))
-        builder.emit_func_output(result)
+    try:
+        with builder.function("main", params=parameters):
+            with builder.dataflow():
+                for i, node in enumerate(graph):
+                    _convert(builder, node, i, values, opset)
+                outputs = [values[value.name or ""] for value in graph.outputs]
+                result = builder.emit_output(relax.Tuple([_as_tensor(builder, output) for output in outputs]))
+            builder.emit_func_output(result)
+    except BaseException:
+        builder._end_block()  # a builder that is left with an open block complains on the terminal
+        raise
     return builder.get()
 
 
@@ -192,4 +191,4 @@ def _array(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-__all__ = ["constant", "dtype_name", "import_model", "static_shape", "unsupported", "unsupported_error"]
+__all__ = ["dtype_name", "import_model", "static_shape", "unsupported", "unsupported_error"]

@@ -8,11 +8,11 @@ definitions compute of shapes is folded at once, since the importer needs it to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
-from onnx.defs import OpSchema
 from onnx_ir import serde
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from tvm.relax.frontend.onnx import onnx_frontend
@@ -55,6 +55,7 @@ def _nodes_to_expand(model: ir.Model) -> list[int]:
         i
         for i, node in enumerate(model.graph)
         if node.domain in ("", "ai.onnx")
+        and refusal(node) is None
         and (node.op_type not in known or EXPANDED.get(node.op_type, _never)(node))
         and _definition(node, opset) is not None
     ]
@@ -102,7 +103,8 @@ def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
     encoded = _encoded_definition(schema, proto, [_encoded_type(value) for value in node.inputs], opset)
     if encoded is None:
         return None
-    definition = onnx.FunctionProto.FromString(encoded)
+    definition = onnx.FunctionProto()
+    definition.ParseFromString(encoded)
     made = {name for inner in definition.node for name in inner.output}
     for name in definition.output:  # it leaves out what the node does not ask for, and the inliner asks for all
         if name not in made:
@@ -111,17 +113,16 @@ def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
     return definition
 
 
-def _encoded_definition(schema: OpSchema, proto: onnx.NodeProto, types: list[bytes], opset: int) -> bytes | None:
+def _encoded_definition(schema: Any, proto: onnx.NodeProto, types: list[bytes], opset: int) -> bytes | None:
+    """The newest definition of an operator that the opset allows; `types` are those of the node's inputs."""
     if schema.has_function:
         versions = [version for version in schema.function_opset_versions if version <= opset]
-        return schema.get_function_with_opset_version(max(versions)) if versions else None
-    if schema.has_context_dependent_function:
-        versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
-        if versions:
-            return schema.get_context_dependent_function_with_opset_version(
-                max(versions), proto.SerializeToString(), types
-            )
-    return None
+        return bytes(schema.get_function_with_opset_version(max(versions))) if versions else None
+    versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
+    if not versions:
+        return None
+    node = proto.SerializeToString()
+    return bytes(schema.get_context_dependent_function_with_opset_version(max(versions), node, types))
 
 
 def _encoded_type(value: ir.Value | None) -> bytes:
@@ -137,10 +138,11 @@ def _fill_attributes(nodes: Sequence[onnx.NodeProto], given: dict[str, onnx.Attr
                 value = given.get(attribute.ref_attr_name)
                 if value is None:
                     continue
-                name = attribute.name
-                attribute = onnx.AttributeProto()
-                attribute.CopyFrom(value)
-                attribute.name = name
+                copy = onnx.AttributeProto()
+                copy.CopyFrom(value)
+                copy.name = attribute.name
+                attributes.append(copy)
+                continue
             if attribute.HasField("g"):
                 _fill_attributes(attribute.g.node, given)
             attributes.append(attribute)

@@ -20,40 +20,41 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import numpy_helper
 
 from graphopt import ir as gir
 from graphopt.errors import GraphoptError
-from graphopt.passes.cleanup.fold_constants import FoldConstants
-from graphopt.pipeline.base import PassContext
-from graphopt.targets.base import TargetDescription
-from graphopt.targets.tvm import codegen
-from graphopt.targets.tvm.backend import assemble
-from graphopt.targets.tvm.preparation import prepare
-from graphopt.targets.tvm.importer import import_model
-from graphopt.targets.tvm.lower import lower
 from graphopt.targets.tvm.program import Program
-from graphopt.targets.tvm.schedule import schedule
 from tests.conformance import program_runner
+from tests.conformance.compilation import compile_program
 
 CHUNK = 40  # tests that share one link
+NUMBERS = Path(__file__).with_name("numbers.json")
+STATUSES = ("passed", "bound", "refused", "wrong", "crashed")
+LONGEST_REASON = 160
 
 # ONNX Runtime's own absolute tolerance for these tests; the package's 1e-7 fails sums of float32 near zero.
 ATOL = 1e-5
 # float16 has 11 bits: its rounding in sums and products shows in units of the largest result, whatever rtol says.
 FLOAT16_ULPS = 4
 
-# Inputs that a compiled model needs to know: operator -> positions.
-STRUCTURAL: dict[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Clip": (1, 2), "Compress": (1,),
-    "Col2Im": (1, 2), "ConstantOfShape": (0,), "CumProd": (1,), "CumSum": (1,), "Expand": (1,), "HannWindow": (0,), "HammingWindow": (0,),
-    "MelWeightMatrix": (0, 1, 2, 3, 4), "OneHot": (1,), "Pad": (1, 2, 3), "Range": (0, 1, 2), "ReduceL1": (1,), "ReduceL2": (1,), "ReduceLogSum": (1,),
-    "ReduceLogSumExp": (1,), "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,),
-    "ReduceSum": (1,), "ReduceSumSquare": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "Slice": (1, 2, 3, 4),
-    "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,), "Upsample": (1,),
-    "DFT": (1, 2), "STFT": (1, 3), "Dropout": (1, 2), "BitShift": (), "NonMaxSuppression": (2, 3, 4),
-}  # fmt: skip
+# Inputs that a compiled model needs to know, by their positions: of which operators.
+_POSITIONS: dict[tuple[int, ...], str] = {
+    (0,): "BlackmanWindow ConstantOfShape HammingWindow HannWindow",
+    (0, 1, 2): "Range",
+    (0, 1, 2, 3, 4): "MelWeightMatrix",
+    (1,): (
+        "AffineGrid CenterCropPad Compress CumProd CumSum Expand OneHot ReduceL1 ReduceL2 ReduceLogSum "
+        "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape Split "
+        "Squeeze Tile TopK Trilu Unsqueeze Upsample"
+    ),
+    (1, 2): "Col2Im DFT Dropout",
+    (1, 2, 3): "Pad Resize",
+    (1, 2, 3, 4): "Slice",
+    (1, 3): "STFT",
+    (2, 3, 4): "NonMaxSuppression",
+}
+STRUCTURAL = {operator: positions for positions, names in _POSITIONS.items() for operator in names.split()}
 
 
 @dataclass(frozen=True)
@@ -88,60 +89,45 @@ def _by_name() -> dict[str, Any]:
     return {case.name: case for case in cases()}
 
 
-def run_suite(chosen: Sequence[Any], host: TargetDescription) -> Iterator[Outcome]:
+def run_suite(chosen: Sequence[Any]) -> Iterator[Outcome]:
     """Compile and run the tests, a chunk at a time."""
     for start in range(0, len(chosen), CHUNK):
         with tempfile.TemporaryDirectory() as folder:
-            yield from _run_chunk(chosen[start : start + CHUNK], host, Path(folder))
+            yield from _run_chunk(chosen[start : start + CHUNK], Path(folder))
 
 
-def _run_chunk(chunk: Sequence[Any], host: TargetDescription, folder: Path) -> Iterator[Outcome]:
+def _run_chunk(chunk: Sequence[Any], folder: Path) -> Iterator[Outcome]:
     compiled: list[_Compiled] = []
     objects: list[Path] = []
     for i, case in enumerate(chunk):
         try:
-            item = _compile(case, host, folder, f"t{i}")
+            item = _compile(case, folder, f"t{i}")
         except GraphoptError as error:
             yield Outcome(case.name, "refused", " ".join(str(error).split()))
             continue
-        except Exception as error:  # a fault of ours, which the guard on the numbers does not allow
+        except Exception as error:  # noqa: BLE001 - a fault of ours, which the guard on the numbers does not allow
             yield Outcome(case.name, "crashed", f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}")
             continue
         compiled.append(item)
         objects += item.program.objects
     if not compiled:
         return
-    library = program_runner.link_objects(objects, folder / "kernels.so") if objects else None
+    library = program_runner.link_objects(objects, folder / "kernels.so")
     for item in compiled:
         yield _run(item, library)
 
 
-def _compile(case: Any, host: TargetDescription, folder: Path, symbol: str) -> _Compiled:
+def _compile(case: Any, folder: Path, symbol: str) -> _Compiled:
     feeds, expected = _data(case)
     try:
-        program = _lower(gir.load(case.model), host, folder / f"{symbol}.o", symbol)
+        program = compile_program(gir.load(case.model), folder / f"{symbol}.o", symbol)
         return _Compiled(case, program, False, feeds, expected)
     except GraphoptError:
         model = _bind_structural(case, feeds[0])
         if model is None or len(feeds) > 1:
             raise
-        program = _lower(gir.load(model), host, folder / f"{symbol}.o", symbol)
+        program = compile_program(gir.load(model), folder / f"{symbol}.o", symbol)
         return _Compiled(case, program, True, feeds, expected)
-
-
-def _lower(model: ir.Model, host: TargetDescription, path: Path, symbol: str) -> Program:
-    gir.bind_shapes(model, {})
-    gir.refresh_shapes(model)
-    FoldConstants().run(model, PassContext(target=host))
-    gir.refresh_shapes(model)
-    model = prepare(model)
-    target = codegen.tvm_target(host)
-    lowered = lower(import_model(model), target)
-    symbols = {function: f"{symbol}_{i}" for i, function in enumerate(lowered.functions)}
-    functions = {symbols[key]: schedule(function, host) for key, function in lowered.functions.items()}
-    kernels = codegen.compile_kernels(functions, target, path) if functions else []
-    objects = (path,) if functions else ()
-    return assemble(model, lowered, symbols, {kernel.symbol: kernel for kernel in kernels}, objects)
 
 
 def _bind_structural(case: Any, feed: dict[str, np.ndarray]) -> onnx.ModelProto | None:
@@ -186,9 +172,9 @@ def _run(item: _Compiled, library: Any) -> Outcome:
     for feed, expected in zip(item.feeds, item.expected, strict=True):
         try:
             found = program_runner.run(item.program, library, feed)
-        except program_runner.KernelFault as fault:
+        except program_runner.KernelError as fault:
             return Outcome(item.case.name, "wrong", str(fault))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             return Outcome(item.case.name, "crashed", f"{type(error).__name__}: {error}")
         for name, reference in expected.items():
             problem = _difference(found[name], np.asarray(reference), item.case)
@@ -212,18 +198,40 @@ def _difference(found: np.ndarray, expected: np.ndarray, case: Any) -> str:
     return f"differs by {np.nanmax(error) if error.size else 0:g} (rtol {case.rtol}, atol {tolerance:g})"
 
 
-def main() -> None:
-    """Print the outcomes as JSON lines; arguments: parts of names to choose by, or with `-` to leave out."""
-    from graphopt.targets.host import HOST
+def record(outcomes: Sequence[Outcome]) -> str:
+    """The outcome of a whole run as it is kept in NUMBERS: the counts, and why each refused test is."""
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
+    refused = {outcome.test: _short(outcome.detail) for outcome in outcomes if outcome.status == "refused"}
+    content = {"onnx": onnx.__version__, "counts": counts, "refused": dict(sorted(refused.items()))}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
+
+def _short(reason: str) -> str:
+    """A refusal without the part that all share."""
+    _, _, detail = reason.rpartition("cannot be compiled")
+    detail = detail.partition("replace these operators before export")[0].strip()
+    return detail if len(detail) <= LONGEST_REASON else detail[:LONGEST_REASON] + "…"
+
+
+def main() -> None:
+    """Print the outcomes as JSON lines; arguments: parts of names to choose by, or with `-` to leave out.
+
+    With --record all tests run, and NUMBERS is written.
+    """
     start = time.perf_counter()
+    recording = "--record" in sys.argv
     parts = [part for part in sys.argv[1:] if not part.startswith("-")]
-    without = [part[1:] for part in sys.argv[1:] if part.startswith("-")]
+    without = [part[1:] for part in sys.argv[1:] if part.startswith("-") and part != "--record"]
     chosen = [case for case in cases() if not parts or any(part in case.name for part in parts)]
     chosen = [case for case in chosen if not any(part in case.name for part in without)]
-    for outcome in run_suite(chosen, HOST):
-        print(json.dumps(outcome.__dict__), flush=True)
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    outcomes = []
+    for outcome in run_suite(chosen):
+        outcomes.append(outcome)
+        print(json.dumps(outcome.__dict__, ensure_ascii=False), flush=True)
+    if recording:
+        NUMBERS.write_text(record(outcomes), encoding="utf-8")
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
+    print(f"{counts} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

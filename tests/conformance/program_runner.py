@@ -8,9 +8,9 @@ writes where it must not, gives a wrong answer here.
 from __future__ import annotations
 
 import ctypes
-import sys
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,20 @@ GUARD = 64  # bytes behind inputs and outputs
 PATTERN = 0xA5
 
 
-class KernelFault(Exception):
+class KernelError(Exception):
     """A kernel returned an error, or wrote outside of its buffers."""
 
 
 def link_objects(objects: list[Path], path: Path) -> ctypes.CDLL:
     """One shared object of the kernels of many programs, for the machine at hand."""
+    if not objects:
+        return ctypes.CDLL(None)  # programs that only copy
     command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(path), *map(str, objects)]
     subprocess.run(command, check=True, capture_output=True)
     library = ctypes.CDLL(str(path))
     launch = ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch") if _has(library) else None
     if launch is not None:
-        launch.value = ctypes.cast(_LAUNCH, ctypes.c_void_p).value
+        launch.value = ctypes.cast(_launch, ctypes.c_void_p).value
     return library
 
 
@@ -56,12 +58,12 @@ def run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, np.ndarray])
             continue
         status = library[call.symbol](*(ctypes.c_void_p(address(argument)) for argument in call.arguments))
         if status != 0:
-            raise KernelFault(f"{call.symbol} returned {status}")
+            raise KernelError(f"{call.symbol} returned {status}")
     if [block.tobytes() for block in (*inputs, weights)] != before:
-        raise KernelFault("a kernel wrote into its inputs or weights")
+        raise KernelError("a kernel wrote into its inputs or weights")
     for block in (*outputs, arena):
         if (block[-GUARD:] != PATTERN).any():
-            raise KernelFault("a kernel wrote behind the end of a buffer")
+            raise KernelError("a kernel wrote behind the end of a buffer")
     return {
         spec.name: np.frombuffer(block[:size].tobytes(), dtype=spec.dtype).reshape(spec.shape)
         for spec, block, size in zip(program.outputs, outputs, sizes, strict=True)
@@ -84,11 +86,13 @@ class _Environment(ctypes.Structure):
 _LAMBDA = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Environment), ctypes.c_void_p)
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int, _LAMBDA, ctypes.c_void_p, ctypes.c_int)
-def _LAUNCH(task: object, data: int, count: int) -> int:
+def _launch_in_turn(task: Callable[..., int], data: int, count: int) -> int:
     """TVM's parallel launch in one thread: three tasks in turn, so that a wrong split shows."""
     environment = _Environment(None, 3)
-    return max(abs(task(i, ctypes.byref(environment), data)) for i in range(3))  # type: ignore[operator]
+    return max(abs(task(i, ctypes.byref(environment), data)) for i in range(3))
+
+
+_launch = ctypes.CFUNCTYPE(ctypes.c_int, _LAMBDA, ctypes.c_void_p, ctypes.c_int)(_launch_in_turn)
 
 
 def _has(library: ctypes.CDLL) -> bool:

@@ -1,1 +1,1 @@
-"""Our own conversions of ONNX operators to Relax: those that TVM's importer lacks, or computes otherwise than ONNX says."""
+"""Our own conversions of ONNX operators to Relax: what TVM's importer lacks or computes wrongly."""

@@ -30,7 +30,7 @@ def _pads_for(output_shape: Any, inputs: Tensors, attributes: Attributes) -> dic
     """Pads and output padding with which the result has the spatial shape `output_shape`.
 
     ONNX: total = stride · (input − 1) + output_padding + (kernel − 1) · dilation + 1 − output, halved; the odd one goes
-    to the end if auto_pad is SAME_UPPER, else to the begin. Less than none means rows that no input reaches, at the end.
+    to the end if auto_pad is SAME_UPPER, else to the begin. Less than none: the end has rows that no input reaches.
     """
     x, weight = shape_of(inputs[0])[2:], shape_of(inputs[1])[2:]
     rank = len(x)

@@ -32,7 +32,8 @@ from graphopt.targets.tvm.operators.tensors import (
 
 def convert_gather(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
     """Gather: out[i…, j…, k…] = data[i…, indices[j…], k…]."""
-    return _gather(builder, *inputs, axis_of(attributes, len(shape_of(inputs[0]))), node)
+    data, indices = inputs
+    return _gather(builder, data, indices, axis_of(attributes, len(shape_of(data))), node)
 
 
 def convert_compress(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:

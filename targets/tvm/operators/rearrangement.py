@@ -11,7 +11,7 @@ from graphopt.targets.tvm.operators.tensors import Attributes, Tensors, attribut
 
 
 def convert_space_to_depth(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
-    """SpaceToDepth: blocks of b × b pixels to channels, of which the block's position is the slow (DCR) or fast index."""
+    """SpaceToDepth: b × b pixels to channels, their position in the block the slow (DCR) or fast index."""
     n, c, h, w = shape_of(inputs[0])
     b = int(attributes["blocksize"].value)
     order = (0, 1, 3, 5, 2, 4) if attribute(attributes, "mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)

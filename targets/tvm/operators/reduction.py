@@ -51,8 +51,7 @@ def _extremum(
         return x
     computed = "uint8" if dtype == "bool" else dtype
     start = tirx.const(worst(np.dtype(computed)).item(), computed)
-    better = tirx.max if largest else tirx.min
-    reduce = te.comm_reducer(lambda a, b: better(a, b), lambda _: start, name="extremum")
+    reduce = te.comm_reducer(_larger if largest else _smaller, lambda _: start, name="extremum")
     extents = shape_of(x)
     kept = [k for k in range(len(extents)) if k not in axes]
 
@@ -71,13 +70,24 @@ def _extremum(
 
 
 def reduced_axes(inputs: Tensors, attributes: Attributes, node: ir.Node) -> tuple[int, ...]:
-    """The axes of a Reduce operator, given as an attribute or input: all if none are given, unless it says otherwise."""
+    """The axes of a Reduce operator, by attribute or input: all if none are given, or none (noop_with_empty_axes)."""
     rank = len(shape_of(inputs[0]))
     given = must_know(node, inputs, 1, "axes")
     axes = attribute(attributes, "axes", ()) if given is None else given.tolist()
     if not len(axes):
         return () if attribute(attributes, "noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(int(axis) % rank for axis in axes))
+
+
+# TVM reads the number of arguments off a reducer's code: its own max and min take any number.
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return tirx.max(a, b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return tirx.min(a, b)
 
 
 CONVERTERS = {"ReduceMax": convert_reduce_max, "ReduceMin": convert_reduce_min}

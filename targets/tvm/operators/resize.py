@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -39,7 +40,7 @@ from graphopt.targets.tvm.operators.tensors import (
 )
 
 UNROLLED_TAPS = 4  # up to here a sum is written out and fuses with what follows
-ROUNDINGS = {
+ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -81,7 +82,7 @@ def convert_resize(builder: relax.BlockBuilder, inputs: Tensors, attributes: Att
     if mode == "nearest":
         result = _nearest(builder, x, kept)
     else:
-        result = cast(x, "float32") if dtype_of(x) == "float16" else x
+        result = builder.emit(cast(x, "float32")) if dtype_of(x) == "float16" else x
         for k, table in kept.items():
             result = _weighted_sum(builder, result, k, table)
         result = cast(result, dtype_of(x))
@@ -148,18 +149,18 @@ def _table(axis: Axis, attributes: Attributes, node: ir.Node) -> Table:
 
 
 def _clamped(positions: np.ndarray, length: int) -> np.ndarray:
-    return np.clip(positions, 0, max(length - 1, 0)).astype(np.int64)
+    return np.asarray(np.clip(positions, 0, max(length - 1, 0)), dtype=np.int64)
 
 
 def _linear(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - distance, 0)
+    return np.asarray(np.maximum(1 - distance, 0))
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     """Keys' cubic convolution kernel."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    return np.asarray(np.where(distance <= 1, near, np.where(distance < 2, far, 0)))
 
 
 def _coordinates(axis: Axis, transformation: str, node: ir.Node) -> np.ndarray:

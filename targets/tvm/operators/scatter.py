@@ -34,8 +34,8 @@ REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
     "mul": lambda old, new: old * new,
-    "max": lambda old, new: T.max(old, new),
-    "min": lambda old, new: T.min(old, new),
+    "max": T.max,
+    "min": T.min,
 }
 
 

@@ -22,7 +22,7 @@ from graphopt.targets.tvm.operators.tensors import (
 
 
 def convert_slice(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
-    """Slice-10 and later, with any steps; bounds beyond the axis are cut as Python does."""
+    """Slice-10 and later, with any steps."""
     x = inputs[0]
     shape = shape_of(x)
     starts, ends, axes, steps = (
@@ -30,13 +30,19 @@ def convert_slice(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attr
     )
     assert starts is not None and ends is not None  # ONNX's checker asks for them
     ranges = [range(extent) for extent in shape]
-    for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+    for k, start in enumerate(starts):
         axis = int(axes[k]) % len(shape) if axes is not None else k
         step = int(steps[k]) if steps is not None else 1
-        # Python reads a negative bound from the end, and so the bound before the first element as the last.
-        end = None if step < 0 and end < -shape[axis] else int(end)
-        ranges[axis] = range(*slice(int(start), end, step).indices(shape[axis]))
+        ranges[axis] = _range(int(start), int(ends[k]), step, shape[axis])
     return sliced(builder, x, ranges)
+
+
+def _range(start: int, end: int, step: int, extent: int) -> range:
+    """ONNX's bounds: negative ones count from the end, then they are cut to the axis, backward to −1 at the least."""
+    start, end = (bound + extent if bound < 0 else bound for bound in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), extent), min(max(end, 0), extent), step)
+    return range(min(max(start, 0), extent - 1), min(max(end, -1), extent - 1), step)
 
 
 def convert_split(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:

@@ -83,18 +83,18 @@ def output_dtype(node: ir.Node) -> str:
     return str(dtype.numpy())
 
 
-def lowest(dtype: np.dtype[Any]) -> np.generic:
+def lowest(dtype: np.dtype[Any]) -> Any:
     """The least value of a type, −∞ if it has one."""
     if dtype.kind == "b":
         return np.False_
-    return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
+    return np.array(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min, dtype)[()]
 
 
-def highest(dtype: np.dtype[Any]) -> np.generic:
+def highest(dtype: np.dtype[Any]) -> Any:
     """The greatest value of a type, ∞ if it has one."""
     if dtype.kind == "b":
         return np.True_
-    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
+    return np.array(np.inf if dtype.kind == "f" else np.iinfo(dtype).max, dtype)[()]
 
 
 def unsupported(node: ir.Node, found: str, advice: str = "") -> UnsupportedError:
