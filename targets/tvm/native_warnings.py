@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TextIO
 
 _WARNING = re.compile(rb"^\[\d\d:\d\d:\d\d\] \S+\.(cc|h):\d+: Warning: .*\n?", re.MULTILINE)
 _STDERR = 2
@@ -39,8 +40,8 @@ def without_native_warnings() -> Iterator[None]:
             os.write(_STDERR, _WARNING.sub(b"", held.read()))
 
 
-def _writes_to_standard_error(stream: object) -> bool:
+def _writes_to_standard_error(stream: TextIO) -> bool:
     try:
-        return stream.fileno() == _STDERR  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):  # replaced by a test or a notebook
+        return stream.fileno() == _STDERR
+    except (OSError, ValueError):  # replaced by a test or a notebook
         return False
