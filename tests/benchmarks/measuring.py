@@ -148,7 +148,7 @@ def read_lines(file: Path) -> list[Row]:
 
 def table(rows: Iterable[Row]) -> str:
     """A table in Markdown, and below it the messages of models that did not build or run, and remarks on outputs."""
-    rows = list(rows)
+    rows = sorted(rows, key=lambda row: row.model)
     lines = [
         "| model | inputs | result | nodes | MACs, M | relative error | SQNR, dB | same top-1 "
         "| .so, KB | context, KB | build, s |",
