@@ -22,4 +22,9 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
 
 LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE, "relax.nn.conv2d": legalize_conv2d}
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
-SCHEDULES: list[Callable[..., Any]] = [integer.schedule, register_tile.schedule, depthwise.schedule, direct_convolution.schedule]
+SCHEDULES: list[Callable[..., Any]] = [
+    integer.schedule,
+    register_tile.schedule,
+    depthwise.schedule,
+    direct_convolution.schedule,
+]

@@ -16,6 +16,14 @@ from tvm import tirx
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, depthwise_kernel
+from graphopt.targets.tvm.kernels.integer_elementwise import (
+    IntegerBinary,
+    IntegerMean,
+    IntegerTable,
+    binary_kernel,
+    mean_kernel,
+    table_kernel,
+)
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, product_kernel
 from graphopt.targets.tvm.kernels.requantize import Instructions, Range, instructions_of
 from graphopt.targets.tvm.kernels.window import Window
@@ -24,8 +32,11 @@ INTEGER = "graphopt.integer"  # attribute of a kernel's function: its descriptio
 
 Kernel = Callable[[Any, Instructions], tirx.PrimFunc]
 KINDS: dict[str, tuple[type, Kernel]] = {
+    "IntegerBinary": (IntegerBinary, binary_kernel),
     "IntegerDepthwise": (IntegerDepthwise, depthwise_kernel),
+    "IntegerMean": (IntegerMean, mean_kernel),
     "IntegerProduct": (IntegerProduct, product_kernel),
+    "IntegerTable": (IntegerTable, table_kernel),
 }
 _PARTS: dict[str, type] = {"window": Window, "bounds": Range}
 

@@ -79,10 +79,10 @@ def requantize(sums: list[Any], multipliers: list[Any], bounds: Range, instructi
 
 
 def _are_vectors(sums: list[Any]) -> bool:
-    return all(tirx_lanes(total) == LANES for total in sums)
+    return all(lanes_of(total) == LANES for total in sums)
 
 
-def tirx_lanes(expression: Any) -> int:
+def lanes_of(expression: Any) -> int:
     """How many lanes a TIR expression has."""
     return int(str(expression.ty.dtype).partition("x")[2] or 1)
 
@@ -93,7 +93,7 @@ def _portably(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
 
 
 def _round_and_bound(total: Any, multiplier: Any, bounds: Range) -> Any:
-    lanes = tirx_lanes(total)
+    lanes = lanes_of(total)
 
     def number(value: float, dtype: str = "float32") -> Any:
         return splat(tirx.const(value, dtype), lanes)
@@ -127,7 +127,7 @@ def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
             narrow = tirx.Shuffle([narrow], [tirx.const(lane, "int32") for lane in range(LANES)])
         parts.append(narrow)
     result = join(parts)
-    lanes = tirx_lanes(result)
+    lanes = lanes_of(result)
     if bounds.low > -128:
         result = tirx.Max(result, splat(tirx.const(bounds.low, "int8"), lanes))
     if bounds.high < 127:
@@ -140,7 +140,7 @@ def join(parts: list[Any]) -> Any:
     while len(parts) > 1:
         joined = []
         for i in range(0, len(parts) - 1, 2):
-            lanes = tirx_lanes(parts[i]) + tirx_lanes(parts[i + 1])
+            lanes = lanes_of(parts[i]) + lanes_of(parts[i + 1])
             joined.append(tirx.Shuffle(parts[i : i + 2], [tirx.const(lane, "int32") for lane in range(lanes)]))
         if len(parts) % 2:
             joined.append(parts[-1])
@@ -151,7 +151,7 @@ def join(parts: list[Any]) -> Any:
 def store(buffer: Any, start: Any, value: Any, lanes: int) -> None:
     """Store the first `lanes` lanes of a vector, in as few stores as there are powers of two in their number."""
     value = T.Bind(value)
-    width = tirx_lanes(value)
+    width = lanes_of(value)
     at = 0
     while at < lanes:
         size = 1 << ((lanes - at).bit_length() - 1)

@@ -41,6 +41,8 @@ def find_cluster(quantize: ir.Node) -> Cluster | str:
         node = None if value is None else value.producer()
         if value is None or node is None:
             return "an input of the model is quantized"
+        if node.op_type == "DequantizeLinear":
+            break
         if len(value.uses()) > 1 or value.is_graph_output():
             return "its float result is used elsewhere"
         if node.op_type not in ACTIVATIONS:

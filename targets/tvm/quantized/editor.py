@@ -30,7 +30,7 @@ class Editor:
     def add(
         self,
         op_type: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         dtype: ir.DataType,
         shape: Sequence[int],
         *,

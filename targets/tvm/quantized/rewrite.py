@@ -11,9 +11,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from graphopt import ir as gir
 from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
+from graphopt.targets.tvm.quantized.elementwise import FUNCTIONS, rewrite_binary, rewrite_function, rewrite_mean
+from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, rewrite_movement
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
+    **dict.fromkeys(FUNCTIONS, rewrite_function),
+    **dict.fromkeys(MOVEMENTS, rewrite_movement),
+    **dict.fromkeys(("Add", "Mul", "Sub"), rewrite_binary),
+    **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), rewrite_mean),
+    "Concat": rewrite_concat,
     "Conv": rewrite_convolution,
     "Gemm": rewrite_matrix_product,
     "MatMul": rewrite_matrix_product,

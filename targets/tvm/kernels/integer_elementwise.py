@@ -1,0 +1,194 @@
+"""Sums, products, means and functions of int8 tensors.
+
+A sum of two tensors of different scales is computed in fixed point, which no compiler can round otherwise:
+
+    a_int · A + b_int · B + C,    A ≈ (s_a / s_y) · 2^k,  B ≈ (s_b / s_y) · 2^k,  C = -(z_a · A + z_b · B)
+
+with k such that the larger of |A| and |B| is in [2^20, 2^21): the sum fits int32, and each ratio is off by 2^-21 of the
+larger one at most. Then the int32 becomes an int8 by the multiplier 2^-k (`requantize`). A product of two tensors is
+exact, and its multiplier s_a s_b / s_y. So is the sum of a mean. A function of one tensor is a table of 256 results.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.tvm.kernels.integer_depthwise import blocks
+from graphopt.targets.tvm.kernels.requantize import (
+    LANES,
+    Instructions,
+    Range,
+    index,
+    lanes_of,
+    requantize,
+    splat,
+    store,
+    vector,
+    wide,
+)
+
+VECTOR = 16  # int8 at a time
+PARALLEL_ELEMENTS = 1 << 17
+BITS = 21  # of the fixed-point factors of a sum
+
+
+@dataclass(frozen=True)
+class IntegerBinary:
+    """y over [batch, pixels, channels] of a, and of b, which may have one pixel for all.
+
+    "add": a · factors[0] + b · factors[1] + offset. "multiply": (a - factors[0]) · (b - factors[1]). The result is
+    requantized by `multiplier`, a float32.
+    """
+
+    operation: str
+    shape: tuple[int, int, int]
+    b_spread: bool
+    factors: tuple[int, int]
+    offset: int
+    multiplier: float
+    bounds: Range
+
+
+@dataclass(frozen=True)
+class IntegerMean:
+    """The mean over pixels of [batch, pixels, channels]: (Σ x + offset), requantized by `multiplier`, a float32."""
+
+    shape: tuple[int, int, int]
+    offset: int
+    multiplier: float
+    bounds: Range
+
+
+@dataclass(frozen=True)
+class IntegerTable:
+    """y = table[x + 128] for `size` elements."""
+
+    size: int
+
+
+def fixed_point(ratios: tuple[float, float]) -> tuple[tuple[int, int], int]:
+    """(A, B) and k of two ratios s / s_y, of which one is not 0."""
+    k = BITS - math.frexp(max(abs(ratio) for ratio in ratios))[1]
+    first, second = (round(math.ldexp(ratio, k)) for ratio in ratios)
+    return (first, second), k
+
+
+def binary_kernel(binary: IntegerBinary, instructions: Instructions) -> tirx.PrimFunc:
+    """The kernel. Parameters, flat: a, b and y int8."""
+    batch, pixels, channels = binary.shape
+    size = batch * pixels * channels
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        a = T.arg("a", T.buffer((size,), "int8", layout=None))
+        b = T.arg("b", T.buffer((batch * channels if binary.b_spread else size,), "int8", layout=None))
+        y = T.arg("y", T.buffer((size,), "int8", layout=None))
+
+        def part(a_at: Any, b_at: Any, lanes: int) -> None:
+            at, other = vector(a_at, lanes), vector(b_at, lanes)
+            total = _combined(binary, tirx.Cast(wide("int32", lanes), a[at]), tirx.Cast(wide("int32", lanes), b[other]))
+            store(y, a_at, _narrowed(total, binary.multiplier, binary.bounds, instructions), lanes)
+
+        if not binary.b_spread:
+            _for_vectors(size, lambda at, lanes: part(at, at, lanes))
+        else:
+            with T.serial(index(batch)) as image, T.serial(index(pixels)) as pixel:
+                start, other = T.Bind((image * pixels + pixel) * channels), T.Bind(image * channels)
+                for first, lanes in _runs(channels):
+                    if lanes == VECTOR:
+                        with T.serial(index(channels // VECTOR)) as block:
+                            part(start + block * VECTOR, other + block * VECTOR, VECTOR)
+                    else:
+                        part(start + first, other + first, lanes)
+    return builder.get()
+
+
+def mean_kernel(mean: IntegerMean, instructions: Instructions) -> tirx.PrimFunc:
+    """The kernel. Parameters, flat: x and y int8."""
+    batch, pixels, channels = mean.shape
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((batch * pixels * channels,), "int8", layout=None))
+        y = T.arg("y", T.buffer((batch * channels,), "int8", layout=None))
+
+        # Of the function's block: TVM looks for a copy in what has one input, and into a block for that.
+        total = IRBuilder.name("total", T.sblock_alloc_buffer((VECTOR,), "int32", layout=None))
+
+        def part(image: Any, first: Any, lanes: int) -> None:
+            here = vector(0, lanes)
+            T.buffer_store(total, splat(tirx.const(mean.offset, "int32"), lanes), [here])
+            start = T.Bind(image * (pixels * channels) + first)
+            with T.serial(index(pixels)) as pixel:
+                read = tirx.Cast(wide("int32", lanes), x[vector(start + pixel * channels, lanes)])
+                T.buffer_store(total, total[here] + read, [here])
+            result = _narrowed(total[here], mean.multiplier, mean.bounds, instructions)
+            store(y, image * channels + first, result, lanes)
+
+        with T.serial(index(batch)) as image:
+            for first, lanes in _runs(channels):
+                if lanes == VECTOR:
+                    with T.serial(index(channels // VECTOR)) as block:
+                        part(image, block * VECTOR, VECTOR)
+                else:
+                    part(image, index(first), lanes)
+    return builder.get()
+
+
+def table_kernel(table: IntegerTable, _instructions: Instructions) -> tirx.PrimFunc:
+    """The kernel. Parameters, flat: x int8, the table of 256 int8, y int8."""
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((table.size,), "int8", layout=None))
+        results = T.arg("results", T.buffer((256,), "int8", layout=None))
+        y = T.arg("y", T.buffer((table.size,), "int8", layout=None))
+        with T.serial(index(table.size)) as i:
+            T.buffer_store(y, results[tirx.Cast("int64", x[i]) + 128], [i])
+    return builder.get()
+
+
+def _combined(binary: IntegerBinary, a: Any, b: Any) -> Any:
+    lanes = lanes_of(a)
+
+    def number(value: int) -> Any:
+        return splat(tirx.const(value, "int32"), lanes)
+
+    first, second = binary.factors
+    if binary.operation == "add":
+        return a * number(first) + b * number(second) + number(binary.offset)
+    return (a - number(first)) * (b - number(second))
+
+
+def _narrowed(total: Any, multiplier: float, bounds: Range, instructions: Instructions) -> Any:
+    lanes = lanes_of(total)
+    total = T.Bind(total)
+    width = min(lanes, LANES)
+    sums = [total]
+    if lanes > width:
+        sums = [
+            tirx.Shuffle([total], [tirx.const(first + lane, "int32") for lane in range(width)])
+            for first in range(0, lanes, width)
+        ]
+    by = splat(tirx.const(multiplier, "float32"), width)
+    return requantize(sums, [by] * len(sums), bounds, instructions)
+
+
+def _runs(channels: int) -> list[tuple[int, int]]:
+    """Where the vectors of each width begin: those of VECTOR only once, for a loop."""
+    found = blocks(channels)
+    return [run for i, run in enumerate(found) if run[1] < VECTOR or i == 0]
+
+
+def _for_vectors(size: int, body: Any) -> None:
+    """Emit `body(first, lanes)` for all elements, VECTOR at a time, then fewer."""
+    whole = size // VECTOR
+    loop = T.parallel if size >= PARALLEL_ELEMENTS else T.serial
+    if whole:
+        with loop(index(whole)) as block:
+            body(block * VECTOR, VECTOR)
+    for first, lanes in blocks(size % VECTOR):
+        body(index(whole * VECTOR + first), lanes)

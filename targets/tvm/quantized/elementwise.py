@@ -1,0 +1,161 @@
+"""Add, Sub, Mul, means and functions of one tensor as integer kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.targets.tvm.kernels.integer import describe
+from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, IntegerMean, IntegerTable, fixed_point
+from graphopt.targets.tvm.quantized.cluster import Cluster
+from graphopt.targets.tvm.quantized.conversion import KERNEL
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+
+MOST_PIXELS = 2**23  # whose sum of int8 surely fits int32
+
+
+def rewrite_binary(cluster: Cluster, editor: Editor) -> str | None:
+    """Add, Sub and Mul of two activations: replaced, or why not."""
+    node, y = cluster.node, cluster.result
+    pair = [_activation(value) for value in node.inputs]
+    a, b = pair
+    if a is None or b is None:
+        return "its inputs are not both activations quantized to 8 bits"
+    sign = -1 if node.op_type == "Sub" else 1
+    shape = shape_of(y.integers)
+    if shape_of(a.integers) != shape and node.op_type != "Sub":
+        a, b = b, a
+    spread = shape_of(b.integers) != shape
+    last = len(shape) > 2 and any(editor.has_channels_last(q.integers) for q in (a, b))
+    if spread:
+        if shape_of(a.integers) != shape or shape_of(b.integers) != (*shape[:2], *[1] * (len(shape) - 2)):
+            return "its inputs are not of one shape, nor one by channel"
+        last = True
+    if node.op_type == "Mul":
+        factors, offset = (a.signed_zero_point, b.signed_zero_point), 0
+        multiplier = float(np.float32(a.scale * b.scale) / y.scale)
+    else:
+        ratios = (float(a.scale) / float(y.scale), sign * float(b.scale) / float(y.scale))
+        factors, bits = fixed_point(ratios)
+        offset = -(a.signed_zero_point * factors[0] + b.signed_zero_point * factors[1])
+        multiplier = math.ldexp(1.0, -bits)
+    if not _is_normal(multiplier):
+        return "the ratio of its scales is not a normal number"
+    kernel = IntegerBinary(
+        operation="multiply" if node.op_type == "Mul" else "add",
+        shape=(shape[0], math.prod(shape[2:]), shape[1]) if spread else (1, 1, math.prod(shape)),
+        b_spread=spread,
+        factors=factors,
+        offset=offset,
+        multiplier=multiplier,
+        bounds=cluster.bounds,
+    )
+    sources = [editor.channels_last(q.integers) if last else editor.int8(q.integers) for q in (a, b)]
+    emitted = [*shape[:1], *shape[2:], shape[1]] if last else list(shape)
+    _replace(cluster, editor, kernel, sources, emitted, channels_last=last)
+    return None
+
+
+def rewrite_mean(cluster: Cluster, editor: Editor) -> str | None:
+    """GlobalAveragePool, and ReduceMean over all axes but the first two: replaced, or why not."""
+    node, x = cluster.node, _activation(cluster.node.inputs[0])
+    if x is None:
+        return "its input is not quantized to 8 bits"
+    shape = shape_of(x.integers)
+    if len(shape) < 3 or (node.op_type == "ReduceMean" and _axes(node, len(shape)) != set(range(2, len(shape)))):
+        return "it is no mean over the pixels of each channel"
+    pixels = math.prod(shape[2:])
+    multiplier = float(np.float32(float(x.scale) / (float(cluster.result.scale) * pixels)))
+    if pixels > MOST_PIXELS or not _is_normal(multiplier):
+        return "its sums may overflow 32 bits, or the ratio of its scales is not a normal number"
+    kernel = IntegerMean(
+        shape=(shape[0], pixels, shape[1]),
+        offset=-x.signed_zero_point * pixels,
+        multiplier=multiplier,
+        bounds=cluster.bounds,
+    )
+    # One pixel is left: channels first and last are the same.
+    emitted = shape_of(cluster.result.integers)
+    _replace(cluster, editor, kernel, [editor.channels_last(x.integers)], emitted, channels_last=False)
+    return None
+
+
+def rewrite_function(cluster: Cluster, editor: Editor) -> str | None:
+    """A function of one tensor, element by element, as a table: replaced, or why not."""
+    node = cluster.node
+    x = _activation(node.outputs[0] if node.op_type == "DequantizeLinear" else node.inputs[0])
+    if x is None:
+        return "its input is not quantized to 8 bits"
+    real = (np.arange(-128, 128) - x.signed_zero_point) * x.scale.astype(np.float64)
+    results = FUNCTIONS[node.op_type](real, _floats(node)).astype(np.float32)
+    steps = np.rint(results / cluster.result.scale).astype(np.float64) + cluster.bounds.zero_point
+    table = np.clip(steps, cluster.bounds.low, cluster.bounds.high).astype(np.int8)
+    shape = shape_of(x.integers)
+    last = len(shape) > 2 and editor.has_channels_last(x.integers)
+    source = editor.channels_last(x.integers) if last else editor.int8(x.integers)
+    emitted = [*shape[:1], *shape[2:], shape[1]] if last else list(shape)
+    results_value = editor.constant(table, f"{cluster.layer}.table")
+    kernel = IntegerTable(math.prod(shape))
+    _replace(cluster, editor, kernel, [source, results_value], emitted, channels_last=last)
+    return None
+
+
+def _replace(
+    cluster: Cluster, editor: Editor, kernel: Any, inputs: list[ir.Value], shape: Any, *, channels_last: bool
+) -> None:
+    name = cluster.layer
+    made = editor.add(
+        type(kernel).__name__,
+        inputs,
+        INT8,
+        shape,
+        name=f"{name}.int8",
+        attributes={KERNEL: describe(kernel)},
+        layer=name,
+        domain=DOMAIN,
+    )
+    editor.replace(cluster.result.integers, made, channels_last=channels_last)
+
+
+def _activation(value: ir.Value | None) -> Quantized | None:
+    """A tensor of 8 bits with one scale that is known at run time only."""
+    found = dequantized(value)
+    if found is None or found.integers.dtype not in (INT8, UINT8) or not found.per_tensor:
+        return None
+    return None if constant(found.integers) is not None else found
+
+
+def _is_normal(multiplier: float) -> bool:
+    limits = np.finfo(np.float32)
+    return bool(limits.tiny <= multiplier <= limits.max)
+
+
+def _axes(node: ir.Node, rank: int) -> set[int]:
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else given
+    return set() if axes is None else {int(axis) % rank for axis in axes}
+
+
+def _floats(node: ir.Node) -> dict[str, float]:
+    return {name: a.as_float() for name, a in node.attributes.items() if a.type == ir.AttributeType.FLOAT}
+
+
+def _hard_sigmoid(x: np.ndarray, given: dict[str, float]) -> np.ndarray:
+    bounded: np.ndarray = np.clip(x * given.get("alpha", 0.2) + given.get("beta", 0.5), 0, 1)
+    return bounded
+
+
+Function = Callable[[np.ndarray, dict[str, float]], np.ndarray]
+FUNCTIONS: dict[str, Function] = {  # in float64, so that every machine makes the same table
+    "DequantizeLinear": lambda x, given: x,  # another scale
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda x, given: x * np.clip(x / 6 + 0.5, 0, 1),
+    "LeakyRelu": lambda x, given: np.where(x < 0, x * given.get("alpha", 0.01), x),
+    "Sigmoid": lambda x, given: 1 / (1 + np.exp(-x)),
+    "Tanh": lambda x, given: np.tanh(x),
+}

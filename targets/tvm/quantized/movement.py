@@ -1,0 +1,84 @@
+"""Operators that only move or choose elements: they do to integers what they do to what those stand for.
+
+What they read and make has to have one scale and zero point; where it has not, a table converts it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.targets.tvm.kernels.integer import describe
+from graphopt.targets.tvm.kernels.integer_elementwise import IntegerTable
+from graphopt.targets.tvm.kernels.requantize import Range
+from graphopt.targets.tvm.quantized.cluster import Cluster
+from graphopt.targets.tvm.quantized.conversion import KERNEL
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+
+MOVEMENTS = frozenset(
+    {
+        *("DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze"),
+        *("Tile", "Transpose", "Unsqueeze"),
+    }
+)  # each moves its first input, and may read others that are no data
+
+
+def rewrite_movement(cluster: Cluster, editor: Editor) -> str | None:
+    """An operator of MOVEMENTS: on the integers, or why not."""
+    node = cluster.node
+    x = dequantized(node.inputs[0])
+    if x is None or x.integers.dtype not in (INT8, UINT8) or not x.per_tensor:
+        return "its input is not quantized to 8 bits"
+    if len([output for output in node.outputs if output.name]) > 1:
+        return "it has several outputs"
+    moved = _move(cluster, editor, [editor.int8(x.integers), *node.inputs[1:]], shape_of(cluster.result.integers))
+    editor.replace(cluster.result.integers, _converted(cluster, editor, x, moved), channels_last=False)
+    return None
+
+
+def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
+    """Concat of activations: of the integers, along the last axis where those have their channels last."""
+    node = cluster.node
+    found = [dequantized(value) for value in node.inputs]
+    parts = [q for q in found if q is not None and q.integers.dtype in (INT8, UINT8) and q.per_tensor]
+    if len(parts) < len(found) or any(constant(q.integers) is not None for q in parts):
+        return "its inputs are not all activations quantized to 8 bits"
+    shape = list(shape_of(cluster.result.integers))
+    axis = node.attributes["axis"].as_int() % len(shape)
+    last = len(shape) > 2 and any(editor.has_channels_last(q.integers) for q in parts)
+    if last:
+        shape = [shape[0], *shape[2:], shape[1]]
+        axis = 0 if axis == 0 else len(shape) - 1 if axis == 1 else axis - 1
+    sources = [editor.channels_last(q.integers) if last else editor.int8(q.integers) for q in parts]
+    inputs = [_converted(cluster, editor, q, source) for q, source in zip(parts, sources, strict=True)]
+    name = f"{cluster.layer}.int8"
+    made = editor.add("Concat", inputs, INT8, shape, name=name, attributes={"axis": axis}, layer=cluster.layer)
+    editor.replace(cluster.result.integers, made, channels_last=last)
+    return None
+
+
+def _move(cluster: Cluster, editor: Editor, inputs: list[ir.Value | None], shape: tuple[int, ...]) -> ir.Value:
+    node = cluster.node
+    output = editor.add(node.op_type, inputs, INT8, shape, name=f"{cluster.layer}.int8", layer=cluster.layer)
+    made = output.producer()
+    assert made is not None
+    made.attributes.update(node.attributes)
+    return output
+
+
+def _converted(cluster: Cluster, editor: Editor, x: Quantized, value: ir.Value) -> ir.Value:
+    """`value`, which has x's scale, in that of the result and within its bounds."""
+    y, bounds = cluster.result, cluster.bounds
+    same = x.scale == y.scale and x.signed_zero_point == y.signed_zero_point
+    if same and bounds == Range(bounds.zero_point):
+        return value
+    real = (np.arange(-128, 128) - x.signed_zero_point).astype(np.float32) * x.scale
+    steps = np.rint(real / y.scale).astype(np.float64) + bounds.zero_point
+    table = np.clip(steps, bounds.low, bounds.high).astype(np.int8)
+    name, shape = f"{cluster.layer}.rescaled", shape_of(value)
+    inputs = [value, editor.constant(table, f"{cluster.layer}.table")]
+    attributes = {KERNEL: describe(IntegerTable(math.prod(shape)))}
+    return editor.add("IntegerTable", inputs, INT8, shape, name=name, attributes=attributes, domain=DOMAIN)
