@@ -166,6 +166,8 @@ def _layers(costs: Sequence[LayerCost], passes: Sequence[PassRecord], library: L
     for call in () if library is None else library.layers:
         for node in call["nodes"]:
             kernels[node].append(call["kernel"])
+        for node, reason in call.get("in_float", {}).items():
+            declined[node].append({"pass": "lowering", "reason": f"stays in float: {reason}"})
     return [
         {
             "name": cost.name,

@@ -20,6 +20,7 @@ from graphopt.targets.tvm.memory_plan import Lifetime, plan
 from graphopt.targets.tvm.native_warnings import without_native_warnings
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
+from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from graphopt.targets.tvm.schedule import schedule
 from graphopt.targets.tvm.workers import compile_in_parallel
 
@@ -166,7 +167,6 @@ def _layer_name(nodes: tuple[int, ...], model: ir.Model) -> str:
 
 
 def _layer(call: Call, model: ir.Model) -> dict[str, object]:
-    return {
-        "kernel": call.function,
-        "nodes": [model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in call.nodes],
-    }
+    nodes = [model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in call.nodes]
+    left = {layer.name: layer.reason for layer in model.meta.get(LEFT_IN_FLOAT, ()) if layer.name in nodes}
+    return {"kernel": call.function, "nodes": nodes, "in_float": left}

@@ -41,6 +41,7 @@ from graphopt.targets.tvm.kernels.window import Window, padded_input
 PANEL = 16  # columns that lie side by side in the packed weights: as many int8 results as a vector holds
 GROUP = 4  # k that a lane of 32 bits holds
 CHUNK = 16  # k that a vector of the input holds
+UNROLLED = 32  # k in a run that LLVM computes without a loop
 PARALLEL_MACS = 1 << 18  # below, waking a thread costs more than it saves
 
 
@@ -99,7 +100,7 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
         y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), "int8", layout=None))
         source, image = padded_input(window, x, overrun=product.run - window.run)
         tile = _Tile(product, instructions, source, weights, bias, multipliers, y)
-        rows, height = _most_rows(instructions), window.output[0] * window.output[1]
+        rows, height = _most_rows(product, instructions), window.output[0] * window.output[1]
         width = window.output[2]
         if image.contiguous:  # pixels follow each other at a fixed distance: one long row
             height, width = 1, height * width
@@ -107,9 +108,13 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
     return builder.get()
 
 
-def _most_rows(instructions: Instructions) -> int:
-    """Pixels a tile: 6×16 sums take 24 of 32 registers with sdot; 4×8 take 16, as pairs, without."""
-    return 6 if instructions is Instructions.DOTPROD else 4
+def _most_rows(product: IntegerProduct, instructions: Instructions) -> int:
+    """Pixels a tile: 6×16 sums take 24 of 32 registers with sdot; 4×8 take 16, as pairs, without.
+
+    LLVM unrolls a short run, and keeps weights in registers from tile to tile: with six pixels it spills sums.
+    """
+    unrolled = product.run <= UNROLLED
+    return 6 if instructions is Instructions.DOTPROD and not unrolled else 4
 
 
 def _for_tiles(

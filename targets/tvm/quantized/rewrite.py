@@ -65,8 +65,8 @@ def rewrite(model: ir.Model) -> ir.Model:
     RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[DOMAIN] = 1
     model.meta[LEFT_IN_FLOAT] = [
-        LeftInFloat(node.op_type, node.name or "", reasons.get(node, "its result is not quantized"))
-        for node in model.graph
+        LeftInFloat(node.op_type, node.name or f"{node.op_type}_{i}", reasons.get(node, "its result is not quantized"))
+        for i, node in enumerate(model.graph)
         if _reads_quantized(node)
     ]
     return model
