@@ -81,10 +81,9 @@ def _expand(model: ir.Model, indices: Sequence[int]) -> ir.Model:
         function = serde.deserialize_function(definition)
         model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1
-    proto = serde.serialize_model(model)
-    inlined = to_model_opsets(proto)
-    if inlined is not proto:
-        return serde.deserialize_model(inlined)
+    opset = model.graph.opset_imports[""]
+    if any(function.opset_imports.get("", opset) != opset for function in model.functions.values()):
+        return serde.deserialize_model(to_model_opsets(serde.serialize_model(model)))
     inline(model, "the definition of an operator")
     return model
 
@@ -110,6 +109,9 @@ def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
         if name not in made:
             definition.node.append(onnx.helper.make_node("Constant", [], [name], value_int=0))
     _fill_attributes(definition.node, {attribute.name: attribute for attribute in proto.attribute})
+    for entry in definition.opset_import:
+        if not entry.domain and _means_the_same(definition.node, entry.version, opset):
+            entry.version = opset
     return definition
 
 
@@ -127,6 +129,16 @@ def _encoded_definition(schema: Any, proto: onnx.NodeProto, types: list[bytes], 
 
 def _encoded_type(value: ir.Value | None) -> bytes:
     return b"" if value is None or value.type is None else serde.serialize_value(value).type.SerializeToString()
+
+
+def _means_the_same(nodes: Sequence[onnx.NodeProto], opset: int, other: int) -> bool:
+    """Whether none of the operators changed between two opsets."""
+    return all(
+        onnx.defs.get_schema(node.op_type, opset).since_version
+        == onnx.defs.get_schema(node.op_type, other).since_version
+        and all(_means_the_same(attribute.g.node, opset, other) for attribute in node.attribute)
+        for node in nodes
+    )
 
 
 def _fill_attributes(nodes: Sequence[onnx.NodeProto], given: dict[str, onnx.AttributeProto]) -> None:

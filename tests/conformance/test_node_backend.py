@@ -2,7 +2,7 @@
 
 `numbers.json` beside this file records the outcome; after a change for the better rewrite it by
 `python -m tests.conformance.node_suite --record`. The operators' definitions ("…_expanded", the same computation in
-simpler operators) are left to the test marked slow: the rest already lowers each operator by itself.
+simpler operators) are left to the test marked long: the rest already lowers each operator by itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_operators_give_what_the_standard_says_or_are_refused(number: int) -> No
     assert_as_recorded(list(node_suite.run_suite(part(number, expanded=False))))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(CHUNKS))
 def test_definitions_of_operators_give_what_the_standard_says(number: int) -> None:
     assert_as_recorded(list(node_suite.run_suite(part(number, expanded=True))))

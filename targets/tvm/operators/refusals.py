@@ -13,7 +13,6 @@ _RANDOM = "it is random, and a compiled model gives one result for one input; ma
 _SIZE = "the size of its result depends on the data; cut the graph in front of it and compute it yourself"
 _STRING = "strings have no kernels; compute it in front of the model"
 _SEQUENCE = "sequences and optional values have no lowering; use tensors"
-_SUBGRAPH = "its subgraph depends on the data"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger"), _QDQ),
@@ -32,9 +31,8 @@ REFUSED: dict[str, str] = {
         _SEQUENCE,
     ),
     "ImageDecoder": "images are decoded in front of the model",
-    "If": f"{_SUBGRAPH}; make its condition constant",
-    "Loop": f"{_SUBGRAPH}; unroll it before export",
-    "Scan": f"{_SUBGRAPH}; unroll it before export",
+    "Loop": "loops have no lowering; unroll it before export",
+    "Scan": "scans have no lowering; unroll it before export",
 }
 
 
@@ -55,11 +53,36 @@ def _roi_align(node: ir.Node) -> str | None:
     return f"its mode {mode!r} has no lowering; use 'avg'" if mode != "avg" else None
 
 
+def _if(node: ir.Node) -> str:
+    names = ", ".join(repr(name) for name in sorted(_graph_inputs(node.inputs[0])))
+    by = f"by the graph's input {names}" if names else "by a value computed at run time"
+    return f"it chooses {by}, and a branch has no lowering; make its condition constant before export"
+
+
+def _graph_inputs(value: ir.Value | None) -> set[str]:
+    """The names of the graph inputs that a value depends on."""
+    found: set[str] = set()
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if current is None or current in seen:
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is not None:
+            waiting.extend(producer.inputs)
+        elif current.is_graph_input():
+            found.add(current.name or "")
+    return found
+
+
 def _integer(node: ir.Node, name: str, default: int) -> int:
     return int(node.attributes[name].value) if name in node.attributes else default
 
 
 FORMS: dict[str, Callable[[ir.Node], str | None]] = {
     "BatchNormalization": _training,
+    "If": _if,
     "RoiAlign": _roi_align,
 }
