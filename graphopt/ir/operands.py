@@ -27,7 +27,9 @@ def _size(node: ir.Node, index: int, axis: int) -> int | None:
 
 
 def _group(node: ir.Node) -> int:
-    return node.attributes.get_int("group", 1)
+    """1 where the attribute is absent, or is no number: a fault that others name."""
+    attribute = node.attributes.get("group")
+    return attribute.value if attribute is not None and isinstance(attribute.value, int) else 1
 
 
 def _conv(node: ir.Node) -> Fault:

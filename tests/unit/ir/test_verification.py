@@ -8,6 +8,7 @@ import pytest
 
 from graphopt import ir
 from graphopt.errors import VerifyError
+from graphopt.ir.operands import operand_fault
 from tests.unit.ir.models import BRANCHES, CONV, LOOP, SCAN, parse
 
 
@@ -182,3 +183,10 @@ def test_a_normalization_of_another_number_of_channels() -> None:
     model = ir.load(parse(CHANNELS))
     model.graph.node("norm").replace_input_with(0, model.graph.inputs[0])
     assert "BatchNormalization 'norm' expects 5 input channels, by its input 1, its input has 4" in fault(model)
+
+
+def test_a_reference_in_place_of_a_number_of_groups_is_no_crash() -> None:
+    model = ir.load(parse(CONV))
+    node = next(node for node in model.graph if node.op_type == "Conv")
+    node.attributes["group"] = onnx_ir.RefAttr("group", "of_a_function", onnx_ir.AttributeType.INT)
+    assert operand_fault(node) == ""
