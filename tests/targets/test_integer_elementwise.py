@@ -73,7 +73,8 @@ def compute(model: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 def requantized(sums: np.ndarray, multiplier: float, y: Activation) -> np.ndarray:
     rounded = np.rint(sums.astype(np.int32).astype(np.float32) * np.float32(multiplier)).astype(np.int64)
-    return np.clip(rounded + y.zero_point, *y.limits()).astype(y.dtype)
+    made: np.ndarray = np.clip(rounded + y.zero_point, *y.limits()).astype(y.dtype)
+    return made
 
 
 @FEW

@@ -93,7 +93,7 @@ def test_matrix_products_are_bit_exact(data: Any) -> None:
     weights = values(random, np.int8, (depth, columns), draw(st.booleans()))
     weight_scale = random.uniform(0.001, 0.01, columns).astype(np.float32)
     bias = random.integers(-5000, 5000, columns, np.int32) if operator == "Gemm" else None
-    attributes = {"transB": int(transposed)} if operator == "Gemm" else {}
+    attributes: dict[str, Any] = {"transB": int(transposed)} if operator == "Gemm" else {}
     model = layer_model(
         operator, x, qx, weights.T if transposed else weights, weight_scale, bias, qy,
         weight_axis=0 if transposed else 1, **attributes,
@@ -128,7 +128,7 @@ def test_what_has_no_kernel_stays_in_float_with_the_reason(
     random = np.random.default_rng(0)
     q = Activation(np.int8, 0.1, 3)
     x, w = values(random, np.int8, shape, False), values(random, np.int8, weights, False)
-    model = layer_model(operator, x, q, w, np.float32(0.01), None, q, weight_axis=0, **attributes)
+    model = layer_model(operator, x, q, w, np.array(0.01, np.float32), None, q, weight_axis=0, **attributes)
     before = gir.fingerprint(model)
     prepared = prepare(model)
     (left,) = prepared.meta[LEFT_IN_FLOAT]
