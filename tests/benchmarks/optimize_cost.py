@@ -31,21 +31,21 @@ def main() -> None:
     total = time.perf_counter() - START
     stages = {stage: seconds for stage, seconds in result.timings.items() if " " not in stage}
     lines = {"import": total - sum(stages.values()), **stages}
+    parts = {"passes": "pass ", "build": "build "}
     steps = {stage: seconds for stage, seconds in result.timings.items() if " " in stage and seconds >= 0.02 * total}
 
-    def own_and_children(seconds: str) -> float:
-        return sum(
-            getattr(resource.getrusage(who), seconds) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-
-    peaks = [resource.getrusage(who).ru_maxrss / 1e3 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    processor = own_and_children("ru_utime") + own_and_children("ru_stime")
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peaks = [usage.ru_maxrss / 1e3 for usage in usages]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in usages)
     print("| stage | s | % |\n|---|---:|---:|")
     for stage, seconds in lines.items():
         print(f"| {stage} | {seconds:.1f} | {100 * seconds / total:.0f} |")
-        for step, part in sorted(steps.items(), key=lambda item: -item[1]):
-            if step.startswith({"passes": "pass ", "build": "build "}.get(stage, "\n")):
-                print(f"| – {step.partition(' ')[2]} | {part:.1f} | {100 * part / total:.0f} |")
+        within = {step: part for step, part in steps.items() if step.startswith(parts.get(stage, "\n"))}
+        for step, part in sorted(within.items(), key=lambda item: -item[1]):
+            print(f"| – {step.partition(' ')[2]} | {part:.1f} | {100 * part / total:.0f} |")
+        if within:
+            rest = seconds - sum(within.values())
+            print(f"| – other | {rest:.1f} | {100 * rest / total:.0f} |")
     print(f"| **total** | **{total:.1f}** | {processor:.1f} s of processor |")
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
