@@ -12,7 +12,6 @@ from onnx import helper, numpy_helper
 from tvm import tirx
 
 from graphopt import ir as gir
-from graphopt.targets.tvm.kernels.winograd import Winograd
 from tests.targets.compiled import lowered, run
 
 
@@ -45,14 +44,6 @@ class Layer:
     def depth(self) -> int:
         """Products in one sum."""
         return self.channels // self.groups * self.kernel[0] * self.kernel[1]
-
-    @property
-    def by_winograd(self) -> bool:
-        """Whether the kernel that rounds more takes the layer."""
-        plain = (self.kernel, self.strides, self.dilations, self.groups) == ((3, 3), (1, 1), (1, 1), 1)
-        height, width = self.result
-        shape = Winograd(self.batch, self.channels, self.filters, self.image, (height, width), self.pads[:2])
-        return plain and self.channels > 1 and shape.wins()
 
     def model(self) -> onnx.ModelProto:
         """The layer as an ONNX model."""

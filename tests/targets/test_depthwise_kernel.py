@@ -39,7 +39,7 @@ def layers(draw: st.DrawFn) -> Layer:
     return layer
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layer=layers())
 def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
     assert_computes(layer)

@@ -37,11 +37,11 @@ def layers(draw: st.DrawFn) -> Layer:
         batch=draw(st.sampled_from([1, 2])),
         residual=draw(st.booleans()),
     )
-    assume(min(layer.result) > 0 and not layer.by_winograd)
+    assume(min(layer.result) > 0)
     return layer
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layer=layers())
 def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
     assert_computes(layer)
@@ -49,7 +49,7 @@ def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
 
 def test_a_first_layer_and_an_image_read_where_it_lies() -> None:
     assert_computes(Layer(3, 32, (64, 96), strides=(2, 2)))
-    assert_computes(Layer(16, 24, (12, 30), strides=(2, 1), pads=(0, 0, 0, 0)))
+    assert_computes(Layer(16, 24, (12, 30), pads=(0, 0, 0, 0)))
 
 
 @settings(max_examples=8, deadline=None)

@@ -1,7 +1,7 @@
 """Loops over the rows of an image: vectors that overlap at the end, and copies into rows with padding around them.
 
-For a stride along the row, a copy parts the columns, padding included, by their remainder: what neighbouring outputs
-read then lies side by side.
+For a stride of 2 along the row, a copy parts the even columns, padding included, from the odd ones: what neighbouring
+outputs read then lies side by side.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Row:
 
 
 def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> None:
-    """Copy a row to `buffer`: columns that differ by the stride, counted with the padding, go to the same part.
+    """Copy a row to `buffer`, its columns parted if the stride is 2. The padding is left as it is.
 
-    The padding is left as it is. `parts` is less than the stride where only the first parts are wanted.
+    `parts` is 1 where only the even columns, counted with the padding, are wanted.
     """
     if stride == 1:
         start = place(0, index(row.left))
@@ -47,23 +47,23 @@ def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> No
 
         for_vectors(row.width, one)
         return
-    used = [column for column in range(stride) if (row.left + column) % stride < parts]
+    used = [parity for parity in range(2) if (row.left + parity) % 2 < parts]
 
-    def position(column: int, number: Any) -> Any:
-        return place((row.left + column) % stride, number + (row.left + column) // stride)
+    def position(parity: int, pair: Any) -> Any:
+        return place((row.left + parity) % 2, pair + (row.left + parity) // 2)
 
-    def several(first: Any, lanes: int) -> None:
-        all_columns = T.Bind(row.load(tirx.Ramp(first * stride, index(1), stride * lanes)))
-        for column in used:
-            part = tirx.Shuffle([all_columns], [tirx.const(stride * lane + column, "int32") for lane in range(lanes)])
-            T.buffer_store(buffer, part, [tirx.Ramp(position(column, first), index(1), lanes)])
+    def pairs(first: Any, lanes: int) -> None:
+        both = T.Bind(row.load(tirx.Ramp(first * 2, index(1), 2 * lanes)))
+        for parity in used:
+            half = tirx.Shuffle([both], [tirx.const(2 * lane + parity, "int32") for lane in range(lanes)])
+            T.buffer_store(buffer, half, [tirx.Ramp(position(parity, first), index(1), lanes)])
 
-    whole = row.width // stride if row.width // stride >= LANES else 0
+    whole = row.width // 2 if row.width // 2 >= LANES else 0
     if whole:
-        for_vectors(whole, several)
-    for x in range(stride * whole, row.width):
-        if x % stride in used:
-            T.buffer_store(buffer, row.load(index(x)), [position(x % stride, index(x // stride))])
+        for_vectors(whole, pairs)
+    for x in range(2 * whole, row.width):
+        if x % 2 in used:
+            T.buffer_store(buffer, row.load(index(x)), [position(x % 2, index(x // 2))])
 
 
 def clear(buffer: Any, start: Any, size: int) -> None:
