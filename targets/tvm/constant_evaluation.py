@@ -72,6 +72,8 @@ class _Evaluator(PyExprMutator):  # type: ignore[misc]
 
 
 def _is_static(ty: Any) -> bool:
-    return isinstance(ty, relax.TensorType) and ty.shape is not None and all(
-        isinstance(extent, tvm.tirx.IntImm) for extent in ty.shape
+    return (
+        isinstance(ty, relax.TensorType)
+        and ty.shape is not None
+        and all(isinstance(extent, tvm.tirx.IntImm) for extent in ty.shape)
     )
