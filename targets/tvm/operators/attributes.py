@@ -10,14 +10,18 @@ from onnx_ir import serde
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-OPSET = 18  # of the conversions that our converters start from; none changed since in a way that they do not handle
-
 
 def plain_attributes(node: ir.Node) -> dict[str, Any]:
     """Name to value, as `ONNXGraphImporter` parses them, with what it adds about the node's outputs."""
     attributes = onnx_frontend.ONNXGraphImporter({}, None)._parse_attr(serde.serialize_node(node).attribute)
     attributes["tvm_custom"] = {"name": node.name or "", "num_outputs": len(node.outputs)}
     return dict(attributes)
+
+
+def opset_of(node: ir.Node) -> int:
+    """The version of the standard operators that the node's graph is written in."""
+    assert node.graph is not None  # nodes are converted where they stand
+    return int(node.graph.opset_imports[""])
 
 
 def convert_by_tvm(
@@ -29,5 +33,5 @@ def convert_by_tvm(
         attributes.pop(name, None)
         if value is not None:
             attributes[name] = value
-    convert = onnx_frontend._get_convert_map()[node.op_type].get_converter(OPSET)
+    convert = onnx_frontend._get_convert_map()[node.op_type].get_converter(opset_of(node))
     return convert(builder, onnx_frontend.onnx_input(inputs), attributes, [{}, {}])

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
+from graphopt.targets.tvm.operators.attributes import opset_of
 from graphopt.targets.tvm.operators.reshaping import output_shape
 from graphopt.targets.tvm.operators.tensors import (
     Attributes,
@@ -30,8 +31,7 @@ def convert_dft(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attrib
     x = inputs[0]
     shape, made = shape_of(x), output_shape(node)
     axis_input = must_know(node, inputs, 2, "axis")
-    opset = node.graph.opset_imports.get("", 20) if node.graph is not None else 20
-    default = attribute(attributes, "axis", 1 if opset < 20 else -2)
+    default = attribute(attributes, "axis", 1 if opset_of(node) < 20 else -2)
     axis = int(default if axis_input is None else axis_input.item()) % len(shape)
     length = must_know(node, inputs, 1, "dft_length")
     inverse, onesided = bool(attribute(attributes, "inverse", 0)), bool(attribute(attributes, "onesided", 0))
