@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import AffineAt, fold_into_consumers, fold_into_producer
 from graphopt.passes.cleanup.rewiring import constant, is_standard
-from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
+from graphopt.passes.cleanup.sweeping import fold_until_settled
+from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 Array = npt.NDArray[Any]
 
@@ -31,28 +31,15 @@ class FoldAffine(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
-        total = 0
-        while True:
-            folded, declined = _sweep(model)
-            total += folded
-            if not folded:
-                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+        """Fold in the main graph and its subgraphs until nothing changes."""
+        return fold_until_settled(model, _attempt)
 
 
-def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
-    declined = list[Declined]()
-    folded = 0
-    for node in list(model.graph.all_nodes()):
-        operands = _operands(node)
-        if operands is None or not _is_candidate(node, operands[0]):
-            continue
-        reason = _fold(node, *operands)
-        if reason:
-            declined.append(Declined(layer_name(node), reason))
-        else:
-            folded += 1
-    return folded, tuple(declined)
+def _attempt(node: ir.Node) -> str | None:
+    operands = _operands(node)
+    if operands is None or not _is_candidate(node, operands[0]):
+        return None
+    return _fold(node, *operands)
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, Array] | None:

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import fold_into_consumers, fold_into_producer
 from graphopt.passes.cleanup.rewiring import constant, is_standard, opset_of
-from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
+from graphopt.passes.cleanup.sweeping import fold_until_settled
+from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,16 @@ class FoldBatchNorm(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
-        total = 0
-        while True:
-            folded, declined = _sweep(model)
-            total += folded
-            if not folded:
-                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+        """Fold in the main graph and its subgraphs until nothing changes."""
+        opset = opset_of(model)
 
+        def attempt(node: ir.Node) -> str | None:
+            if not is_standard(node, "BatchNormalization"):
+                return None
+            affine = affine_of(node, opset)
+            return affine if isinstance(affine, str) else _fold(node, affine)
 
-def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
-    declined = list[Declined]()
-    folded = 0
-    for node in list(model.graph.all_nodes()):
-        if not is_standard(node, "BatchNormalization"):
-            continue
-        affine = affine_of(node, opset_of(model))
-        reason = affine if isinstance(affine, str) else _fold(node, affine)
-        if reason:
-            declined.append(Declined(layer_name(node), reason))
-        else:
-            folded += 1
-    return folded, tuple(declined)
+        return fold_until_settled(model, attempt)
 
 
 def affine_of(node: ir.Node, opset: int) -> Affine | str:

@@ -16,9 +16,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
+from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.rewiring import constant, integers, is_standard, opset_of, replace, static_shape
-from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
+from graphopt.passes.cleanup.sweeping import fold_until_settled
+from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 _TAKES_PADDING = ("Conv", "AveragePool", "MaxPool")
 # Operators whose result is never negative.
@@ -33,28 +34,14 @@ class FoldPad(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Fold in the main graph and its subgraphs until nothing changes: a chain folds link by link."""
-        total = 0
-        while True:
-            folded, declined = _sweep(model)
-            total += folded
-            if not folded:
-                return PassResult(changed=total > 0, statistics={"folded": total}, declined=declined)
+        """Fold in the main graph and its subgraphs until nothing changes."""
+        opset = opset_of(model)
 
+        def attempt(node: ir.Node) -> str | None:
+            users = node.outputs[0].consumers() if is_standard(node, "Pad") else ()
+            return _fold(node, opset) if any(is_standard(user, *_TAKES_PADDING) for user in users) else None
 
-def _sweep(model: ir.Model) -> tuple[int, tuple[Declined, ...]]:
-    declined = list[Declined]()
-    folded = 0
-    for node in list(model.graph.all_nodes()):
-        users = node.outputs[0].consumers() if is_standard(node, "Pad") else ()
-        if not any(is_standard(user, *_TAKES_PADDING) for user in users):
-            continue
-        reason = _fold(node, opset_of(model))
-        if reason:
-            declined.append(Declined(layer_name(node), reason))
-        else:
-            folded += 1
-    return folded, tuple(declined)
+        return fold_until_settled(model, attempt)
 
 
 @dataclasses.dataclass(frozen=True)
