@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
-from tvm.ir.expr import TensorLoad
 from tvm.script import tirx as T  # noqa: N812
 
 from graphopt.targets.arm.cores import CORES
@@ -22,6 +20,7 @@ from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.codegen import tvm_target
 from graphopt.targets.tvm.kernels.matmul import LEGALIZE, even_panel, pack_left, pack_right, tile_for
 from graphopt.targets.tvm.kernels.register_tile import schedule
+from tests.targets.accesses import out_of_bounds
 
 TILES = {
     "aarch64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
@@ -158,56 +157,6 @@ def test_a_strided_pointwise_convolution_reads_every_other_pixel() -> None:
             module.update_func(name, function)
     expected = np.einsum("ok,bkhw->bohw", weights[:, :, 0, 0].astype(float), x[:, :, ::2, ::2])
     np.testing.assert_allclose(run(module, [x]), expected, rtol=0, atol=1e-5)
-
-
-def out_of_bounds(function: tirx.PrimFunc) -> list[str]:
-    """The accesses of a scheduled function that reach outside of their buffer, for any values of the loops."""
-    found: list[str] = []
-    operations = {tirx.Add: np.add, tirx.Sub: np.subtract, tirx.Mul: np.multiply, tirx.LT: np.less}
-    operations |= {tirx.FloorDiv: np.floor_divide, tirx.FloorMod: np.mod}
-
-    def value(e: Any, scope: list[tuple[Any, np.ndarray]]) -> Any:
-        if isinstance(e, tirx.IntImm):
-            return np.int64(int(e))
-        if isinstance(e, tirx.Var):
-            return next(array for variable, array in scope if variable.same_as(e))
-        return operations[type(e)](value(e.a, scope), value(e.b, scope))
-
-    def access(buffer: Any, indices: Any, scope: list[tuple[Any, np.ndarray]], runs: Any) -> None:
-        for index, extent in zip(indices, buffer.ty.shape, strict=True):
-            at = value(index, scope)
-            if np.any(((at < 0) | (at >= int(extent))) & runs):
-                found.append(f"{buffer.name}[{', '.join(map(str, indices))}]")
-
-    def loads(e: Any, scope: list[tuple[Any, np.ndarray]], runs: Any) -> None:
-        def note(load: TensorLoad) -> TensorLoad:
-            access(load.source, load.indices, scope, runs)
-            return load
-
-        tvm_ffi.structural_map(e, (TensorLoad, note))
-
-    def walk(s: Any, scope: list[tuple[Any, np.ndarray]], runs: Any) -> None:
-        if isinstance(s, tirx.SeqStmt):
-            for inner in s.seq:
-                walk(inner, scope, runs)
-        elif isinstance(s, tirx.For):
-            outer = [(variable, array[..., None]) for variable, array in scope]
-            walk(s.body, [*outer, (s.loop_var, np.arange(int(s.extent)))], np.asarray(runs)[..., None])
-        elif isinstance(s, tirx.IfThenElse):
-            condition = value(s.condition, scope)
-            walk(s.then_case, scope, runs & condition)
-            if s.else_case is not None:
-                walk(s.else_case, scope, runs & ~condition)
-        elif isinstance(s, tirx.BufferStore):
-            access(s.buffer, s.indices, scope, runs)
-            loads(s.value, scope, runs)
-        elif isinstance(s, tirx.Bind):
-            loads(s.value, scope, runs)
-        else:
-            assert isinstance(s, tirx.AllocBuffer), type(s)
-
-    walk(function.body, [], np.True_)
-    return found
 
 
 @pytest.mark.parametrize("tile", TILES)
