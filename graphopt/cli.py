@@ -7,6 +7,7 @@ Exit status: 0 done, 1 the model or data is at fault, 2 usage, 3 a tolerance was
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -311,9 +312,14 @@ def main() -> None:
     try:
         app(arguments, prog_name="graphopt")
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            console.print_interrupted()
-        raise
+        if end.code != _INTERRUPTED:
+            raise
+        console.print_interrupted()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: an interrupt that passed through exec() (dataclasses call it) makes CPython kill itself by
+        # SIGINT at its end, although the exception was handled.
+        os._exit(_INTERRUPTED)
     except GraphoptError as error:
         if trace:
             traceback.print_exc()
