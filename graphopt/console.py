@@ -93,14 +93,13 @@ def print_optimized(result: OptimizeResult) -> None:
     if report["comparison"]:
         console.print(_outputs(report["comparison"], "outputs against the original"))
     library = report["library"]
-    memory = library["arena_bytes"] + library["workspace_bytes"]
     stages = ", ".join(
         f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items() if " " not in stage and seconds >= 0.05
     )
     lines = (
         f"library  {library['name']} for {report['target']['name']}: .so {size(library['shared_bytes'])}, "
         f".a {size(library['static_bytes'])}, {len(library['calls'])} kernel calls",
-        f"memory   weights {size(library['weight_bytes'])} shared, {size(memory)} a context",
+        f"memory   weights {size(library['weight_bytes'])} shared, {size(library['arena_bytes'])} a context",
         f"seconds  {stages}",
         f"wrote    {result.out}",
     )
@@ -224,10 +223,12 @@ def _passes(items: Iterable[Mapping[str, Any]], changed: str) -> Table:
 
 
 def _outputs(outputs: Iterable[Mapping[str, Any]], title: str) -> Table:
-    table = _table(title, "output", "largest error", "relative", "SQNR, dB", "same top-1", "")
-    for output in outputs:
+    rows = list(outputs)
+    noted = any(output["note"] for output in rows)
+    table = _table(title, "output", "largest error", "relative", "SQNR, dB", "same top-1", *["note"] * noted)
+    for output in rows:
         numbers = (number(output[key]) for key in ("max_abs", "relative", "sqnr_db", "top1_agreement"))
-        _row(table, output["name"], *numbers, output["note"])
+        _row(table, output["name"], *numbers, *[output["note"]] * noted)
     return table
 
 

@@ -53,7 +53,6 @@ class Library:
     outputs: tuple[TensorSpec, ...]
     arena_bytes: int
     weight_bytes: int
-    workspace_bytes: int
     # One a kernel call, in order: kernel, nodes it came from, in_float: why quantized ones of them stay in float.
     layers: tuple[dict[str, Any], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; never written to a bundle

@@ -193,7 +193,6 @@ def _library(library: Library, name: str) -> dict[str, Any]:
         "static_bytes": library.static.stat().st_size,
         "arena_bytes": library.arena_bytes,
         "weight_bytes": library.weight_bytes,
-        "workspace_bytes": library.workspace_bytes,
         "inputs": [_tensor(spec) for spec in library.inputs],
         "outputs": [_tensor(spec) for spec in library.outputs],
         "calls": [{"kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers],

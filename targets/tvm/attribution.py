@@ -11,6 +11,7 @@ import hashlib
 import re
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -94,9 +95,13 @@ def _key(expression: Any, scope: dict[Any, Any]) -> Any:
     if isinstance(expression, relax.Tuple):
         return ("tuple", *(_key(item, scope) for item in expression.fields))
     if isinstance(expression, tvm.ir.GenericConst):
-        array = expression.value.numpy()
-        return ("constant", array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
+        return ("constant", *content_key(expression.value.numpy()))
     return ("other", str(expression))
+
+
+def content_key(array: np.ndarray) -> tuple[Any, ...]:
+    """Equal for arrays of equal shape, type and bytes alone."""
+    return (array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
 
 
 def _take(origin: dict[tuple[Any, ...], list[tuple[Any, int]]], call: Any, scope: dict[Any, Any]) -> tuple[Any, int]:

@@ -15,7 +15,7 @@ from graphopt.targets.tvm import codegen
 from graphopt.targets.tvm.importer import dtype_name, import_model, static_shape
 from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
 from graphopt.targets.tvm.link import link
-from graphopt.targets.tvm.lower import Call, Lowered, Value, lower
+from graphopt.targets.tvm.lower import Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
 from graphopt.targets.tvm.native_warnings import without_native_warnings
 from graphopt.targets.tvm.preparation import prepare
@@ -70,8 +70,7 @@ class TvmBackend:
             outputs=program.outputs,
             arena_bytes=program.arena_bytes,
             weight_bytes=len(program.weights),
-            workspace_bytes=0,
-            layers=tuple(_layer(call, model) for call in lowered.calls),
+            layers=_layers(lowered, model),
             timings=timings,
         )
 
@@ -135,12 +134,13 @@ def assemble(
             return Buffer(Place.WEIGHTS, 0, constants[value.index], value.bytes)
         return places.get(value) or Buffer(Place.ARENA, 0, offsets[slots[value]], value.bytes)
 
+    names = _node_names(model)
     steps: list[KernelCall | Copy] = []
     for i, call in enumerate(lowered.calls):
         kernel = kernels[symbols[call.function]]
         scratch = [Buffer(Place.ARENA, 0, offsets[slots[i, k]], size) for k, size in enumerate(kernel.scratch)]
         arguments = (*map(place, call.inputs), *map(place, call.outputs), *scratch)
-        steps.append(KernelCall(kernel.symbol, arguments, _layer_name(call.nodes, model)))
+        steps.append(KernelCall(kernel.symbol, arguments, " + ".join(names[node] for node in call.nodes)))
     steps += [Copy(place(value), buffer) for value, buffer in copies]
     return Program(
         inputs=tuple(TensorSpec(v.name or "", dtype_name(v), static_shape(v)) for v in model.graph.inputs),
@@ -162,11 +162,18 @@ def _pack_weights(constants: list[np.ndarray]) -> tuple[bytes, list[int]]:
     return bytes(blob), offsets
 
 
-def _layer_name(nodes: tuple[int, ...], model: ir.Model) -> str:
-    return " + ".join(model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in nodes)
+def _node_names(model: ir.Model) -> list[str]:
+    """Names to show for the nodes, in their order."""
+    return [node.name or f"{node.op_type}_{i}" for i, node in enumerate(model.graph)]
 
 
-def _layer(call: Call, model: ir.Model) -> dict[str, object]:
-    nodes = [model.graph[i].name or f"{model.graph[i].op_type}_{i}" for i in call.nodes]
-    left = {layer.name: layer.reason for layer in model.meta.get(LEFT_IN_FLOAT, ()) if layer.name in nodes}
-    return {"kernel": call.function, "nodes": nodes, "in_float": left}
+def _layers(lowered: Lowered, model: ir.Model) -> tuple[dict[str, object], ...]:
+    """For each call its kernel, the nodes that it computes, and why quantized ones among them stay in float."""
+    names = _node_names(model)
+    reasons = {layer.name: layer.reason for layer in model.meta.get(LEFT_IN_FLOAT, ())}
+    layers: list[dict[str, object]] = []
+    for call in lowered.calls:
+        nodes = [names[node] for node in call.nodes]
+        in_float = {name: reasons[name] for name in nodes if name in reasons}
+        layers.append({"kernel": call.function, "nodes": nodes, "in_float": in_float})
+    return tuple(layers)

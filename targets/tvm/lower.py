@@ -10,7 +10,7 @@ import tvm
 from tvm import relax, tirx
 
 from graphopt.errors import UnsupportedError
-from graphopt.targets.tvm.attribution import node_indices
+from graphopt.targets.tvm.attribution import content_key, node_indices
 from graphopt.targets.tvm.constant_evaluation import evaluate_constants
 from graphopt.targets.tvm.kernels import LEGALIZE
 
@@ -116,7 +116,7 @@ class _Reader:
 
     def constant(self, expression: Any) -> Value:
         array = expression.value.numpy()
-        key = (array.shape, array.dtype.str, array.tobytes())
+        key = content_key(array)
         if key not in self.constants:
             self.constants[key] = Value("constant", len(self.lowered.constants), array.nbytes)
             self.lowered.constants.append(array)

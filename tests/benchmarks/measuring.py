@@ -38,7 +38,7 @@ class Row:
     sqnr_db: float = math.nan  # the worst output's
     top1: float | None = None
     shared_bytes: int = 0
-    context_bytes: int = 0  # arena and workspace
+    context_bytes: int = 0  # the arena
     build_seconds: float = 0.0
     build_peak_bytes: int = 0  # resident, the largest process
     verify_seconds: float = 0.0
@@ -128,7 +128,7 @@ def _read_report(row: Row, report: Mapping[str, Any]) -> None:
     before, after, library = report["totals"]["before"], report["totals"]["after"], report["library"]
     row.nodes_before, row.nodes_after, row.macs = before["nodes"], after["nodes"], after["macs"]
     row.shared_bytes = library["shared_bytes"]
-    row.context_bytes = library["arena_bytes"] + library["workspace_bytes"]
+    row.context_bytes = library["arena_bytes"]
 
 
 def write_line(file: Path, row: Row) -> None:

@@ -68,7 +68,7 @@ def full_report(folder: Path, **changes: Any) -> dict[str, Any]:
     library = Library(
         shared=folder / "libnet.so", static=folder / "libnet.a",
         inputs=(TensorSpec("x", "float32", (1, 4)),), outputs=(TensorSpec("y", "float32", (1, 4)),),
-        arena_bytes=64, weight_bytes=64, workspace_bytes=0,
+        arena_bytes=64, weight_bytes=64,
         layers=({"name": "first", "kernel": "matmul", "nodes": ["first"]}, {"kernel": "matmul", "nodes": ["second"]}),
         timings={"compile": 12.5},
     )  # fmt: skip
