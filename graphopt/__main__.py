@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.cli import main
+from graphopt.cli import run_process
 
 if __name__ == "__main__":
-    main()
+    run_process()

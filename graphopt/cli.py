@@ -12,7 +12,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -306,20 +306,15 @@ def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit status."""
+    """Run the command line; raises SystemExit with its status."""
     trace = "--traceback" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
         app(arguments, prog_name="graphopt")
     except SystemExit as end:
-        if end.code != _INTERRUPTED:
-            raise
-        console.print_interrupted()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Not sys.exit: an interrupt that passed through exec() (dataclasses call it) makes CPython kill itself by
-        # SIGINT at its end, although the exception was handled.
-        os._exit(_INTERRUPTED)
+        if end.code == _INTERRUPTED:
+            console.print_interrupted()
+        raise
     except GraphoptError as error:
         if trace:
             traceback.print_exc()
@@ -335,3 +330,18 @@ def main() -> None:
             )
         )
         sys.exit(InternalError.exit_status)
+
+
+def run_process() -> NoReturn:
+    """`main` as the whole process: what the shell's `graphopt` and `python -m graphopt` call."""
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: an interrupt that passed through exec() (dataclasses call it) makes CPython kill itself by
+        # SIGINT at its end, although the exception was handled.
+        os._exit(_INTERRUPTED)
+    sys.exit(0)
