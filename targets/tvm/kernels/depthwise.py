@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, te, tirx
-from tvm.ir import GenericConst
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
-from graphopt.targets.tvm.kernels.matmul import FUSABLE, is_static_float32
+from graphopt.targets.tvm.kernels.matmul import FUSABLE
+from graphopt.targets.tvm.kernels.nchw import read_conv2d
 from graphopt.targets.tvm.kernels.rows import (
     LANES,
     Row,
@@ -128,29 +128,14 @@ def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None
 
 
 def _recognize(call: relax.Call) -> Depthwise | None:
-    data, weights = call.args
-    attributes = call.attrs
-    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-    if layouts != ("NCHW", "OIHW", "NCHW") or not is_static_float32(call) or not isinstance(weights, GenericConst):
+    read = read_conv2d(call)
+    if read is None or read.groups != read.channels or int(call.args[1].ty.shape[1]) != 1:
         return None
-    (batch, channels, *image), (filters, group, *kernel), (_, _, *result) = (
-        [int(extent) for extent in ty.shape] for ty in (data.ty, weights.ty, call.ty)
-    )
-    strides, dilation, pads = (
-        [int(a) for a in v] for v in (attributes.strides, attributes.dilation, attributes.padding)
-    )
-    depthwise = int(attributes.groups) == channels and group == 1
-    if not depthwise or kernel == [1, 1] or dilation != [1, 1] or strides[1] > 2 or min(pads) < 0:
+    if read.kernel == (1, 1) or read.dilations != (1, 1) or read.strides[1] > 2:
         return None
+    multiplier = read.filters // read.channels
     return Depthwise(
-        batch,
-        channels,
-        filters // channels,
-        (image[0], image[1]),
-        (result[0], result[1]),
-        (kernel[0], kernel[1]),
-        (strides[0], strides[1]),
-        (pads[0], pads[1]),
+        read.batch, read.channels, multiplier, read.image, read.result, read.kernel, read.strides, read.pads
     )
 
 

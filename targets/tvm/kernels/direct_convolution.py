@@ -12,18 +12,18 @@ The weights are packed in the order in which the tile reads them: [group, panel 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax, te, tirx
-from tvm.ir import GenericConst
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
-from graphopt.targets.tvm.kernels.matmul import FUSABLE, even_panel, is_static_float32
+from graphopt.targets.tvm.kernels.matmul import FUSABLE, even_panel
+from graphopt.targets.tvm.kernels.nchw import Conv2d, read_conv2d
 from graphopt.targets.tvm.kernels.rows import LANES, Row, clear, copy_row, for_each, local_buffer, vector
 
 GEOMETRY = "graphopt.direct_convolution"  # mark on the block: strides, pads before, kernel, dilations, groups
@@ -32,19 +32,8 @@ MOST_VECTORS = 3  # of a row in a tile: with 8 channels 24 sums, and registers a
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """The extents of a convolution; rows are the first of a pair, columns the second."""
-
-    batch: int
-    channels: int
-    filters: int
-    groups: int
-    image: tuple[int, int]
-    result: tuple[int, int]
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int]  # before the first row and column
+class Convolution(Conv2d):
+    """What the kernel makes of a convolution."""
 
     @property
     def depth(self) -> int:
@@ -142,33 +131,11 @@ def pack(weights: np.ndarray, groups: int, panel: int) -> np.ndarray:
 
 
 def _recognize(call: relax.Call) -> Convolution | None:
-    data, weights = call.args
-    attributes = call.attrs
-    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-    if layouts != ("NCHW", "OIHW", "NCHW") or not is_static_float32(call) or not isinstance(weights, GenericConst):
+    read = read_conv2d(call)
+    if read is None or read.strides[1] > 2:
         return None
-    (batch, channels, *image), (filters, _, *kernel), (_, _, *result) = (
-        [int(extent) for extent in ty.shape] for ty in (data.ty, weights.ty, call.ty)
-    )
-    strides, dilations, pads = (
-        [int(item) for item in items] for items in (attributes.strides, attributes.dilation, attributes.padding)
-    )
-    groups = int(attributes.groups)
-    product = kernel == [1, 1] and groups == 1 and not any(pads)  # taken by the matrix product
-    if product or strides[1] > 2 or min(pads) < 0:
-        return None
-    return Convolution(
-        batch,
-        channels,
-        filters,
-        groups,
-        (image[0], image[1]),
-        (result[0], result[1]),
-        (kernel[0], kernel[1]),
-        (strides[0], strides[1]),
-        (dilations[0], dilations[1]),
-        (pads[0], pads[1]),
-    )
+    product = read.kernel == (1, 1) and read.groups == 1 and not any(call.attrs.padding)  # taken by the matrix product
+    return None if product else Convolution(**asdict(read))
 
 
 def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFunc | None:

@@ -232,8 +232,8 @@ class _Tile:
         sums.accumulate(group, weight, groups)
 
 
-class _Dotprod:
-    """`sdot` by lane: a vector of sums for four columns."""
+class _Sums:
+    """A tile of sums in registers: a vector for four columns."""
 
     def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
         self.rows, self.vectors = rows, vectors
@@ -242,6 +242,13 @@ class _Dotprod:
     def start(self, bias: list[Any]) -> None:
         for i in range(self.rows * self.vectors):
             T.buffer_store(self.sums, bias[i % self.vectors], [vector(i * LANES, LANES)])
+
+    def total(self, i: int, j: int) -> Any:
+        return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
+
+
+class _Dotprod(_Sums):
+    """`sdot` by lane."""
 
     def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
         for g in range(groups):
@@ -253,9 +260,6 @@ class _Dotprod:
                     name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
                     made = T.call_llvm_pure_intrin("int32x4", name, self.sums[at], factor, pixel)
                     T.buffer_store(self.sums, made, [at])
-
-    def total(self, i: int, j: int) -> Any:
-        return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
 
 
 class _Neon:
@@ -297,16 +301,8 @@ class _Neon:
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", low, high)
 
 
-class _Portable:
+class _Portable(_Sums):
     """Products of int32, the bytes of a lane taken out by shifts: what any vector unit can do."""
-
-    def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
-        self.rows, self.vectors = rows, vectors
-        self.sums = _registers(rows * vectors)
-
-    def start(self, bias: list[Any]) -> None:
-        for i in range(self.rows * self.vectors):
-            T.buffer_store(self.sums, bias[i % self.vectors], [vector(i * LANES, LANES)])
 
     def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
         for g in range(groups):
@@ -319,9 +315,6 @@ class _Portable:
                     for i in range(self.rows):
                         at = vector((i * self.vectors + j) * LANES, LANES)
                         T.buffer_store(self.sums, self.sums[at] + shifted[i] * factor, [at])
-
-    def total(self, i: int, j: int) -> Any:
-        return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
 
 
 ARITHMETIC: dict[Instructions, Callable[[int, int, bool], Any]] = {

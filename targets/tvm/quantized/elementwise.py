@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.tvm.kernels.integer import describe
 from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, IntegerMean, IntegerTable, fixed_point
 from graphopt.targets.tvm.quantized.cluster import Cluster
-from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.editor import Editor, shape_of
+from graphopt.targets.tvm.quantized.emission import emit_kernel
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
 
 MOST_PIXELS = 2**23  # whose sum of int8 surely fits int32
@@ -108,17 +107,7 @@ def rewrite_function(cluster: Cluster, editor: Editor) -> str | None:
 def _replace(
     cluster: Cluster, editor: Editor, kernel: Any, inputs: list[ir.Value], shape: Any, *, channels_last: bool
 ) -> None:
-    name = cluster.layer
-    made = editor.add(
-        type(kernel).__name__,
-        inputs,
-        INT8,
-        shape,
-        name=f"{name}.int8",
-        attributes={KERNEL: describe(kernel)},
-        layer=name,
-        domain=DOMAIN,
-    )
+    made = emit_kernel(cluster, editor, kernel, inputs, shape)
     editor.replace(cluster.result.integers, made, channels_last=channels_last)
 
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.tvm.kernels.integer import describe
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, pack_depthwise_weights
 from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, pack_weights
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.cluster import Cluster
-from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.editor import Editor, shape_of
+from graphopt.targets.tvm.quantized.emission import emit_kernel
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
 
 INT32_MAX = 2**31 - 1
@@ -114,16 +113,7 @@ def _emit(
     shape = shape_of(cluster.result.integers)
     if cluster.node.op_type == "Conv":
         shape = (shape[0], *shape[2:], shape[1])
-    return editor.add(
-        type(kernel).__name__,
-        [source, *constants],
-        INT8,
-        shape,
-        name=f"{name}.int8",
-        attributes={KERNEL: describe(kernel)},
-        layer=name,
-        domain=DOMAIN,
-    )
+    return emit_kernel(cluster, editor, kernel, [source, *constants], shape)
 
 
 def _unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:

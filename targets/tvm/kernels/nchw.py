@@ -1,0 +1,55 @@
+"""What the float32 convolution kernels read of relax.nn.conv2d: one reading of its layouts, shapes and attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax
+from tvm.ir import GenericConst
+
+from graphopt.targets.tvm.kernels.matmul import is_static_float32
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A convolution in float32, NCHW, of constant weights OIHW; rows are the first of a pair, columns the second."""
+
+    batch: int
+    channels: int
+    filters: int
+    groups: int
+    image: tuple[int, int]
+    result: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int]  # before the first row and column; not negative
+
+
+def read_conv2d(call: relax.Call) -> Conv2d | None:
+    """The convolution that a call of relax.nn.conv2d computes; None if it is of another kind, or crops its input."""
+    data, weights = call.args
+    attributes = call.attrs
+    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
+    if layouts != ("NCHW", "OIHW", "NCHW") or not is_static_float32(call) or not isinstance(weights, GenericConst):
+        return None
+    (batch, channels, *image), (filters, _, *kernel), (_, _, *result) = (
+        [int(extent) for extent in ty.shape] for ty in (data.ty, weights.ty, call.ty)
+    )
+    strides, dilations, pads = (
+        [int(item) for item in items] for items in (attributes.strides, attributes.dilation, attributes.padding)
+    )
+    if min(pads) < 0:
+        return None
+    return Conv2d(
+        batch,
+        channels,
+        filters,
+        int(attributes.groups),
+        (image[0], image[1]),
+        (result[0], result[1]),
+        (kernel[0], kernel[1]),
+        (strides[0], strides[1]),
+        (dilations[0], dilations[1]),
+        (pads[0], pads[1]),
+    )
