@@ -165,7 +165,14 @@ def optimize(
         original = graph_ir.clone(work)
         clock.lap("load")
 
-        context = PassContext(target=description, calibration=samples, seed=resolved.seed, progress=progress)
+        context = PassContext(
+            target=description,
+            calibration=samples,
+            labels=classes,
+            max_drop=resolved.max_drop,
+            seed=resolved.seed,
+            progress=progress,
+        )
         records = run_passes(work, resolved.passes, context, dump_ir=None if dump_ir is None else Path(dump_ir))
         clock.lap("passes")
         accuracy = _accuracy(original, work, samples, classes, resolved, notices)

@@ -49,10 +49,21 @@ class PassResult:
 
 @dataclasses.dataclass(frozen=True)
 class PassContext:
-    """What a pass may read beside the model and its own options."""
+    """What a pass may read beside the model and its own options.
+
+    target: what the model is rewritten for.
+    calibration: samples of the inputs.
+    labels: class indices of the samples; without them agreement with `original` stands in for accuracy.
+    max_drop: accuracy, or agreement, that lossy passes may cost in all, as a fraction; None if nobody said.
+    original: the model before the first pass, in float; to run and to read, never to edit. None outside of a run.
+    seed: of every random number.
+    """
 
     target: TargetDescription | None = None
     calibration: Samples | None = None
+    labels: np.ndarray[Any, Any] | None = None
+    max_drop: float | None = None
+    original: ir.Model | None = None
     seed: int = 0
     progress: Progress = silent
 

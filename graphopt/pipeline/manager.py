@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphopt.analysis.comparison import OutputComparison
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.errors import GraphoptError, PassError, ShapeError, ToleranceError, VerifyError
-from graphopt.ir import Interface, refresh_shapes, save, to_text, verify
+from graphopt.ir import Interface, clone, refresh_shapes, save, to_text, verify
 from graphopt.ir.verification import verify_structure
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 from graphopt.pipeline.changes import Snapshot
@@ -85,7 +85,8 @@ def run_passes(
     Args:
         model: its shapes are refreshed and it is verified first.
         passes: in the order in which they run.
-        context: outputs are compared on its calibration samples, or on inputs made up from its seed.
+        context: outputs are compared on its calibration samples, or on inputs made up from its seed. Passes get it with
+            a copy of `model` as the original.
         tolerance: largest difference from the original, relative to an output's range, that a lossy pass may leave;
             None measures only.
         exact_tolerance: the same for exact passes, against the outputs before them; `pipeline.outputs` gives reasons.
@@ -101,7 +102,9 @@ def run_passes(
     refresh_shapes(model)
     verify(model)
     interface = Interface.of(model)
-    watch = OutputWatch(model, context.calibration, context.seed) if compare else None
+    original = clone(model)
+    context = replace(context, original=original)
+    watch = OutputWatch(original, context.calibration, context.seed) if compare else None
     size = _Size.of(model)
     snapshot = Snapshot(model)
     if dump_ir is not None:

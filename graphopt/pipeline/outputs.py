@@ -63,10 +63,10 @@ class Verdict:
 
 
 class OutputWatch:
-    """Keeps a model as it is now, and compares later versions of it with this one.
+    """Runs a model, and compares later versions of it with this one.
 
     Args:
-        model: the original; it is copied.
+        model: the original; it must stay as it is.
         calibration: inputs to compare on; made up if None.
         seed: of inputs that are made up.
 
@@ -76,7 +76,7 @@ class OutputWatch:
     """
 
     def __init__(self, model: ir.Model, calibration: Samples | None, seed: int) -> None:
-        self._original = clone(model)
+        self._original = model
         self._reference: list[Outputs] = []
         self._baseline: list[Outputs] = []  # what exact passes are held to: the outputs after the last lossy pass
         self._samples = Samples({}, {})

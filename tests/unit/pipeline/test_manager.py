@@ -325,6 +325,27 @@ class Noise(Pass):
         return PassResult(True)
 
 
+def test_a_pass_can_run_the_model_as_it_was_before_the_first_pass() -> None:
+    seen: list[list[str]] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Look(Pass):
+        """Looks at the original."""
+
+        name: ClassVar[str] = "look"
+        exact: ClassVar[bool] = True
+
+        def run(self, model: ir.Model, context: PassContext) -> PassResult:
+            for each in (context.original, model):
+                assert each is not None
+                seen.append([node.op_type for node in each.graph])
+            return PassResult(False)
+
+    run_passes(small(), [make(remove_identity), Look()], PassContext())
+    before, after = seen
+    assert "Identity" in before and "Identity" not in after
+
+
 def test_the_same_seed_gives_the_same_bytes() -> None:
     prints = []
     for seed in (1, 1, 2):
