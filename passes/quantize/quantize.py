@@ -21,7 +21,7 @@ from graphopt.passes.quantize.bias_correction import corrected
 from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.placement import Group, Plan, place
 from graphopt.passes.quantize.rules import Kind
-from graphopt.passes.quantize.weights import integer_weight
+from graphopt.passes.quantize.weights import IntegerWeight, integer_weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 # Operators of a model that is quantized already, by this pass or another tool.
@@ -75,22 +75,24 @@ class Quantize(Pass):
                 stacklevel=2,
             )
         converted = _convert(model)
-        plan, observed = self._observe(model, context)
+        result = self.rewrite(model, context, {}, {})
+        return replace(result, changed=result.changed or converted)
+
+    def rewrite(
+        self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
+    ) -> PassResult:
+        """Quantize all that can be, but the nodes whose first output `refused` names, with reasons.
+
+        observed: histograms by value, of the float model; those that are missing are added.
+        """
+        plan = self.plan(model, context, refused, observed)
         if not plan.layers:
-            return PassResult(converted, {"integer-layers": 0}, plan.declined)
-        parameters = self._parameters(plan, observed)
-        weights = {
-            layer.node: integer_weight(
-                layer,
-                parameters[layer.operand_values()[0]].scale,
-                per_channel=self.per_channel,
-                mse=self.weight_observer is Observer.MSE,
-            )
-            for layer in plan.layers
-            if layer.weight is not None
-        }
-        if self.correct_bias:
-            layers = corrected(model, plan.layers, parameters, weights, context.calibration, context.progress)
+            return PassResult(False, {"integer-layers": 0}, plan.declined)
+        parameters = self.parameters(plan, observed)
+        weights = self.weights(plan, parameters)
+        samples = context.calibration
+        if self.correct_bias and samples is not None:
+            layers = corrected(model, plan.layers, parameters, weights, samples, context.progress)
             plan = replace(plan, layers=layers)
         insert(model.graph, plan, parameters, weights, symmetric=self.symmetric_activations)
         statistics = {
@@ -98,7 +100,7 @@ class Quantize(Pass):
             "products": sum(layer.kind is Kind.PRODUCT for layer in plan.layers),
             "quantized-values": len(parameters),
             "scales": len(plan.groups),
-            "samples": len(context.calibration),
+            "samples": len(samples) if samples is not None else 0,
         }
         return PassResult(True, statistics, plan.declined)
 
@@ -112,27 +114,42 @@ class Quantize(Pass):
         if self.weight_observer not in (Observer.MIN_MAX, Observer.MSE):
             raise UsageError(f"weight_observer is '{self.weight_observer.value}', expected min-max or mse")
 
-    def _observe(self, model: ir.Model, context: PassContext) -> tuple[Plan, Mapping[str, Histogram]]:
-        """A plan of values that are finite on the samples, and their histograms."""
+    def plan(
+        self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
+    ) -> Plan:
+        """A plan of values that are finite on the samples; their histograms are added to `observed`."""
         samples = context.calibration
-        observed: dict[str, Histogram] = {}
-        refused: dict[ir.Node, str] = {}
+        kept = {node: refused[name] for node in model.graph if (name := str(node.outputs[0].name)) in refused}
         while True:
-            plan = place(model.graph, exclude=self.exclude, refused=refused)
+            plan = place(model.graph, exclude=self.exclude, refused=kept)
             names = [str(value.name) for group in plan.groups for value in group.sources]
             missing = [name for name in names if name not in observed]
             if missing and samples is not None:
                 observed |= histograms(model, missing, samples, context.progress)
             bad = {name: observed[name] for name in names if observed[name].not_finite or not observed[name].total}
             if not bad:
-                return plan, observed
+                return plan
             for layer in plan.layers:
                 for value in (*layer.operand_values(), *layer.results):
                     if value.name in bad:
                         what = "is NaN or infinite" if bad[value.name].not_finite else "is empty"
-                        refused[layer.node] = f"'{value.name}' {what} on the calibration data"
+                        kept[layer.node] = f"'{value.name}' {what} on the calibration data"
 
-    def _parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
+    def weights(self, plan: Plan, parameters: Mapping[ir.Value, Parameters]) -> dict[ir.Node, IntegerWeight]:
+        """The weights of the plan's layers as integers."""
+        return {
+            layer.node: integer_weight(
+                layer,
+                parameters[layer.operand_values()[0]].scale,
+                per_channel=self.per_channel,
+                mse=self.weight_observer is Observer.MSE,
+            )
+            for layer in plan.layers
+            if layer.weight is not None
+        }
+
+    def parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
+        """The scale and zero point of each value of the plan."""
         chosen: dict[ir.Value, Parameters] = {}
         for group in plan.groups:
             low, high = self._range(group, observed)
