@@ -111,7 +111,8 @@ def optimize(
         passes: run after the clean-up, in order: specs such as "name{key=value}", or passes.
         recipe: a TOML file (or its content); its passes take the place of the default ones.
         prune, factorize: fraction of the MACs to remove.
-        quantize: "int8" or another scheme of the target; None or "none" leaves floating point.
+        quantize: a scheme of the target, such as "int8"; "none" leaves floating point. None does too, unless there
+            are samples and nothing else that is lossy is asked for: then it is the target's first scheme.
         calib: samples, from an .npz file with an array for each input.
         labels: class indices of the samples, from an .npy file.
         max_drop: accuracy (or agreement with the original, without labels) that lossy passes may cost, as a fraction.
@@ -127,24 +128,25 @@ def optimize(
         or KeyboardInterrupt, `out` is as it was before.
     """
     clock = _Clock()
-    resolved = resolve(
-        Request(
-            target=target,
-            passes=passes,
-            recipe=recipe,
-            prune=prune,
-            factorize=factorize,
-            quantize=quantize,
-            calib=None if calib is None or isinstance(calib, Samples) else os.fspath(calib),
-            labels=None if labels is None or isinstance(labels, np.ndarray) else os.fspath(labels),
-            calib_in_memory=isinstance(calib, Samples),
-            labels_in_memory=isinstance(labels, np.ndarray),
-            max_drop=max_drop,
-            shapes=shapes or {},
-            plugins=plugins,
-            seed=seed,
+    with collected_warnings(model) as asked:
+        resolved = resolve(
+            Request(
+                target=target,
+                passes=passes,
+                recipe=recipe,
+                prune=prune,
+                factorize=factorize,
+                quantize=quantize,
+                calib=None if calib is None or isinstance(calib, Samples) else os.fspath(calib),
+                labels=None if labels is None or isinstance(labels, np.ndarray) else os.fspath(labels),
+                calib_in_memory=isinstance(calib, Samples),
+                labels_in_memory=isinstance(labels, np.ndarray),
+                max_drop=max_drop,
+                shapes=shapes or {},
+                plugins=plugins,
+                seed=seed,
+            )
         )
-    )
     description = TARGETS.find(resolved.target)
     called = title(model)
     library_name = _library_name(called, name)
@@ -152,6 +154,7 @@ def optimize(
     check_destination(destination)  # before the work, not after it
 
     with collected_warnings(model) as notices:
+        notices.extend(asked)
         progress(0, 0, "load")
         work = graph_ir.load(model)
         notices.extend(graph_ir.bind_shapes(work, resolved.shapes))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graphopt.errors import UsageError
+from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup import DEFAULT as CLEANUP
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.recipe import Recipe, load_recipe
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
 from graphopt.pipeline.spec import parse_spec
+from graphopt.targets.base import TargetDescription
+
+_TARGET = "arm"  # unless a target is named
 
 # The short options: the pass that each stands for, and the option of the pass that its value becomes.
 SHORTHANDS: Mapping[str, tuple[str, str]] = {
     "prune": ("prune-channels", "ratio"),
     "factorize": ("factorize", "ratio"),
-    "quantize": ("quantize", "scheme"),
+}
+# What --quantize takes: the pass that each scheme stands for. Which of them a core serves, its description says.
+SCHEMES: Mapping[str, str] = {
+    "int8": "quantize{scheme=int8}",
 }
 
 
@@ -48,6 +55,8 @@ def resolve(request: Request) -> Recipe:
     order; clean-up again, for what these leave; and --quantize. With a recipe its passes run as they stand, and then
     those that were given. What was given beside a recipe replaces what the recipe says.
 
+    Samples without any word about lossy passes mean the target's first scheme of quantization, with a warning.
+
     Raises UsageError for anything misspelt, out of range, or contradictory.
     """
     for plugin in request.plugins:
@@ -60,14 +69,19 @@ def resolve(request: Request) -> Recipe:
         *_shorthand("factorize", request.factorize),
         *(parse_spec(item) if isinstance(item, str) else item for item in request.passes),
     ]
-    quantize = _shorthand("quantize", None if request.quantize == "none" else request.quantize)
+    target = TARGETS.find(request.target or (base.target if base is not None else _TARGET))  # misspelt: ends here
+    scheme = request.quantize
+    if scheme is None and base is None and _is_silent_about_loss(request, given) and target.quantization:
+        scheme = target.quantization[0]
+        text = f"there are samples and nothing lossy is asked for: the model is quantized to {scheme}"
+        warnings.warn(f"{text}; --quantize none leaves floating point", ModelWarning, stacklevel=2)
     if base is None:
         cleanup = [parse_spec(spec) for spec in CLEANUP]
-        base = Recipe(target="arm", passes=tuple(cleanup))
+        base = Recipe(target=_TARGET, passes=tuple(cleanup))
         given += cleanup if given else []
     resolved = Recipe(
-        target=request.target or base.target,
-        passes=(*base.passes, *given, *quantize),
+        target=target.name,
+        passes=(*base.passes, *given, *_scheme(scheme, target)),
         seed=base.seed if request.seed is None else request.seed,
         max_drop=base.max_drop if request.max_drop is None else request.max_drop,
         calib=request.calib or base.calib,
@@ -75,16 +89,35 @@ def resolve(request: Request) -> Recipe:
         plugins=tuple(dict.fromkeys([*base.plugins, *map(str, request.plugins)])),
         shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},
     )
-    TARGETS.find(resolved.target)  # a misspelt target ends here, before any work
     _check_data(resolved, request)
     return resolved
 
 
-def _shorthand(option: str, value: float | str | None) -> list[Pass]:
+def _is_silent_about_loss(request: Request, given: Sequence[Pass]) -> bool:
+    """Whether there are samples, and no word about what may be lost by them."""
+    sampled = request.calib is not None or request.calib_in_memory
+    asked = request.prune is not None or request.factorize is not None
+    return sampled and not asked and all(item.exact for item in given)
+
+
+def _scheme(name: str | None, target: TargetDescription) -> list[Pass]:
+    if name is None or name == "none":
+        return []
+    if name not in target.quantization or name not in SCHEMES:
+        served = [scheme for scheme in target.quantization if scheme in SCHEMES]
+        raise UsageError(
+            f"--quantize {name}: target '{target.name}' "
+            + ("does not serve this scheme" if name in SCHEMES else "knows no such scheme"),
+            advice=f"it serves {', '.join([*served, 'none'])}; `graphopt targets` lists them all",
+        )
+    return [parse_spec(SCHEMES[name])]
+
+
+def _shorthand(option: str, value: float | None) -> list[Pass]:
     if not value:  # None, and the fraction 0
         return []
     name, key = SHORTHANDS[option]
-    if isinstance(value, float | int) and not 0 <= value < 1:
+    if not 0 <= value < 1:
         raise UsageError(f"--{option} is {value}, expected a fraction from 0 to less than 1")
     if name not in PASSES.names():
         raise UsageError(

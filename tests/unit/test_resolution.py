@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import resolution
-from graphopt.errors import UsageError
+from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup import DEFAULT
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.recipe import Recipe, read_recipe, write_recipe
@@ -36,8 +37,9 @@ class Shrink(Pass):
 def shorthands(monkeypatch: pytest.MonkeyPatch) -> None:
     """--prune, --factorize and --quantize stand for Shrink."""
     PASSES.add(Shrink, "test_resolution")
-    table = {"prune": (Shrink.name, "ratio"), "factorize": (Shrink.name, "ratio"), "quantize": (Shrink.name, "scheme")}
+    table = {"prune": (Shrink.name, "ratio"), "factorize": (Shrink.name, "ratio")}
     monkeypatch.setattr(resolution, "SHORTHANDS", table)
+    monkeypatch.setattr(resolution, "SCHEMES", {"int8": f"{Shrink.name}{{scheme=int8}}"})
 
 
 def specs(recipe: Recipe) -> list[str]:
@@ -94,12 +96,41 @@ def test_an_unknown_target_is_refused() -> None:
         resolve(Request(target="cortex-a75"))
 
 
+def test_samples_alone_mean_the_first_scheme_of_the_target_and_the_command_says_so(shorthands: None) -> None:
+    quantized = f"{Shrink.name}{{scheme=int8}}"
+    for request in (Request(calib="data.npz"), Request(calib_in_memory=True, passes=["fold-pad"])):
+        with pytest.warns(ModelWarning, match="quantized to int8; --quantize none leaves floating point"):
+            assert specs(resolve(request))[-1] == quantized
+
+
+def test_samples_beside_a_word_about_loss_quantize_nothing(shorthands: None, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('target = "arm"\n[[pass]]\nname = "fold-pad"\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for request in (
+            Request(calib="data.npz", quantize="none"),
+            Request(calib="data.npz", prune=0.5),
+            Request(calib="data.npz", factorize=0.0),
+            Request(calib="data.npz", passes=[f"{Shrink.name}{{ratio=0.5}}"]),
+            Request(calib="data.npz", recipe=recipe),
+            Request(),
+        ):
+            assert f"{Shrink.name}{{scheme=int8}}" not in specs(resolve(request))
+
+
+def test_an_unknown_scheme_is_refused_with_those_that_the_target_serves() -> None:
+    with pytest.raises(UsageError, match=r"--quantize int3: target 'arm' knows no such scheme") as found:
+        resolve(Request(quantize="int3"))
+    assert "int8" in found.value.advice and "none" in found.value.advice
+
+
 def test_labels_and_max_drop_need_data(shorthands: None) -> None:
     for request in (Request(labels="l.npy"), Request(labels_in_memory=True), Request(prune=0.5, max_drop=0.1)):
         with pytest.raises(UsageError, match="samples of --calib"):
             resolve(request)
-        resolve(dataclasses.replace(request, calib_in_memory=True))
-        resolve(dataclasses.replace(request, calib="data.npz"))
+        resolve(dataclasses.replace(request, calib_in_memory=True, quantize="none"))
+        resolve(dataclasses.replace(request, calib="data.npz", quantize="none"))
 
 
 def test_max_drop_without_a_lossy_pass_needs_none() -> None:
