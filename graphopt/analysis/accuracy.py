@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,33 +51,58 @@ def measure_drop(
     The scores are the first output of floats with classes on its last axis and nothing but the batch before it.
     Raises DataError if there is no such output, or if the labels do not fit.
     """
-    expected, name = _predictions(original, samples)
-    found, _ = _predictions(rewritten, samples)
+    expected, name = predictions(original, samples)
+    found, _ = predictions(rewritten, samples)
+    return drop_between(expected, found, name, labels)
+
+
+def drop_between(
+    expected: np.ndarray[Any, Any],
+    found: np.ndarray[Any, Any],
+    output: str,
+    labels: np.ndarray[Any, Any] | None = None,
+) -> AccuracyDrop:
+    """What was lost between the classes that two models give, as `predictions` has them, by their output `output`.
+
+    Raises DataError if there is not one label for each class.
+    """
     if labels is None:
-        return AccuracyDrop("agreement", name, 1.0, float(np.mean(expected == found)), len(expected))
+        return AccuracyDrop("agreement", output, 1.0, float(np.mean(expected == found)), len(expected))
     if len(labels) != len(expected):
         raise DataError(f"there are {len(labels)} labels for {len(expected)} samples, expected one for each")
-    return AccuracyDrop(
-        "accuracy", name, float(np.mean(expected == labels)), float(np.mean(found == labels)), len(labels)
-    )
+    before, after = float(np.mean(expected == labels)), float(np.mean(found == labels))
+    return AccuracyDrop("accuracy", output, before, after, len(labels))
 
 
-def _predictions(model: ir.Model, samples: Samples) -> tuple[np.ndarray[Any, Any], str]:
-    """The class that the model gives each sample, and the output that says so."""
+def predictions(model: ir.Model, samples: Samples) -> tuple[np.ndarray[Any, Any], str]:
+    """The class that the model gives each sample, and the output that says so.
+
+    Raises DataError if no output looks like class scores.
+    """
     classes: list[np.ndarray[Any, Any]] = []
     name = ""
     with Session(model) as session:
         for feeds in samples:
             outputs = session.run(feeds)
-            name = name or next((key for key, array in outputs.items() if _is_scores(array)), "")
+            name = name or scores_output(outputs)
             if not name:
                 raise DataError(
                     "accuracy cannot be measured: no output looks like class scores (floats, classes on the last axis)",
                     advice="leave --labels and --max-drop out",
                 )
-            scores = outputs[name]
-            classes.append(scores.reshape(-1, scores.shape[-1]).argmax(axis=-1))
+            classes.append(classes_of(outputs[name]))
     return np.concatenate(classes), name
+
+
+def scores_output(outputs: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """The first output of floats with classes on its last axis and nothing but the batch before it; empty if none."""
+    return next((name for name, array in outputs.items() if _is_scores(array)), "")
+
+
+def classes_of(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The places of the largest scores, one for each row of the last axis."""
+    places: np.ndarray[Any, Any] = scores.reshape(-1, scores.shape[-1]).argmax(axis=-1)
+    return places
 
 
 def _is_scores(array: np.ndarray[Any, Any]) -> bool:
