@@ -97,6 +97,7 @@ def optimize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     plugins: Sequence[str | Path] = (),
     seed: int | None = None,
+    compress: bool | None = None,
     jobs: int | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
@@ -119,6 +120,8 @@ def optimize(
         shapes: static shapes of inputs, by name.
         plugins: Python files with passes or targets.
         seed: of all random numbers; 0 by default.
+        compress: store the weights of the library entropy coded, and decode them when the first context is made; the
+            recipe's choice, or no, by default. Outputs stay the same.
         jobs: processes or threads to compile with; one a core by default. It does not change the result.
         dump_ir: folder to write the graph to, before and after each pass.
         progress: called as progress(done, total, what).
@@ -145,6 +148,7 @@ def optimize(
                 shapes=shapes or {},
                 plugins=plugins,
                 seed=seed,
+                compress=compress,
             )
         )
     description = TARGETS.find(resolved.target)
@@ -183,7 +187,9 @@ def optimize(
         clock.lap("accuracy")
 
         with replacing(destination) as folder:
-            library = _build(work, description, library_name, folder, jobs or _cores(), progress)
+            library = _build(
+                work, description, library_name, folder, jobs or _cores(), progress, compress=resolved.compress
+            )
             clock.lap("build")
             graph_ir.save(work, folder / "model.onnx")
             size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
@@ -333,13 +339,29 @@ class _Clock:
 
 
 def _build(
-    model: ir.Model, target: TargetDescription, name: str, folder: Path, jobs: int, progress: Progress
+    model: ir.Model,
+    target: TargetDescription,
+    name: str,
+    folder: Path,
+    jobs: int,
+    progress: Progress,
+    *,
+    compress: bool,
 ) -> Library:
     """Fill `folder` with the library, header, example and CMake package."""
     from graphopt.deploy import write_bundle
     from graphopt.targets.tvm.backend import TvmBackend
 
-    return write_bundle(model, target, name=name, folder=folder, jobs=jobs, progress=progress, backend=TvmBackend())
+    return write_bundle(
+        model,
+        target,
+        name=name,
+        folder=folder,
+        jobs=jobs,
+        progress=progress,
+        backend=TvmBackend(),
+        compress=compress,
+    )
 
 
 def _accuracy(

@@ -111,6 +111,12 @@ def optimize(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Of all random numbers; 0 by default.")
     ] = None,
+    compress: Annotated[
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress", help="Store weights compressed; decoded once, at load time, to memory."
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", metavar="N", min=1, help="Compile with N workers; one a core by default."),
@@ -138,6 +144,7 @@ def optimize(
             shapes=_shapes(shapes),
             plugins=plugins or (),
             seed=seed,
+            compress=compress,
             jobs=jobs,
             dump_ir=dump_ir,
             progress=progress,

@@ -100,11 +100,24 @@ def print_optimized(result: OptimizeResult) -> None:
         f"library  {library['name']} for {report['target']['name']}: .so {size(library['shared_bytes'])}, "
         f".a {size(library['static_bytes'])}, {len(library['calls'])} kernel calls",
         f"memory   weights {size(library['weight_bytes'])} shared, {size(library['arena_bytes'])} a context",
+        *_storage(library["storage"]),
         f"seconds  {stages}",
         f"wrote    {result.out}",
     )
     for line in lines:
         console.print(_text(line), soft_wrap=True)
+
+
+def _storage(storage: Report | None) -> tuple[str, ...]:
+    if storage is None:
+        return ()
+    coders = ", ".join(
+        f"{use['coder']} {size(use['bytes'])} to {size(use['stored_bytes'])}" for use in storage["coders"]
+    )
+    return (
+        f"storage  weights {size(storage['bytes'])} in {size(storage['stored_bytes'])} ({coders}); "
+        f"{size(storage['decoded_bytes'])} decoded once for all contexts",
+    )
 
 
 def print_inspected(report: Report) -> None:

@@ -46,6 +46,7 @@ class Request:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     plugins: Sequence[str | Path] = ()
     seed: int | None = None
+    compress: bool | None = None
 
 
 def resolve(request: Request) -> Recipe:
@@ -87,6 +88,7 @@ def resolve(request: Request) -> Recipe:
         calib=request.calib or base.calib,
         labels=request.labels or base.labels,
         plugins=tuple(dict.fromkeys([*base.plugins, *map(str, request.plugins)])),
+        compress=base.compress if request.compress is None else request.compress,
         shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},
     )
     _check_data(resolved, request)

@@ -44,6 +44,25 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class CoderUse:
+    """What one way of storing weights was used for: `bytes` of them take `stored_bytes`."""
+
+    coder: str  # raw, palette, or planes (of bytes)
+    bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the weights of a library are stored, where they are compressed."""
+
+    bytes: int  # of the weights as kernels read them
+    stored_bytes: int  # that they take in the library
+    decoded_bytes: int  # of memory that all contexts of a process share
+    coders: tuple[CoderUse, ...]
+
+
+@dataclass(frozen=True)
 class Library:
     """What a backend made: the linked files and what the report says about them."""
 
@@ -56,6 +75,7 @@ class Library:
     # One a kernel call, in order: kernel, nodes it came from, in_float: why quantized ones of them stay in float.
     layers: tuple[dict[str, Any], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; never written to a bundle
+    storage: Storage | None = None  # None: the weights are stored as they are
 
 
 class Backend(Protocol):
@@ -74,8 +94,11 @@ class Backend(Protocol):
         folder: Path,
         jobs: int,
         progress: Callable[[int, int, str], None],
+        compress: bool = False,
     ) -> Library:
         """Write `folder`/lib{name}.so and .a that implement `header`; all shapes of `model` are static.
+
+        compress: store the weights entropy coded, and decode them when the first context is made.
 
         Raises UnsupportedError with every operator that has no lowering.
         """

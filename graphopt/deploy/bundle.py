@@ -58,10 +58,11 @@ def write_bundle(
     jobs: int,
     progress: Callable[[int, int, str], None],
     backend: Backend,
+    compress: bool = False,
 ) -> Library:
     """Fill `folder` with the header, the libraries, example.c and the CMake package of `model`.
 
-    All shapes of `model` are static.
+    All shapes of `model` are static. `compress` stores the weights entropy coded.
     Raises UsageError for a name that is no C identifier, ShapeError for an interface without static shapes,
     UnsupportedError for what the target cannot compute.
     """
@@ -71,7 +72,14 @@ def write_bundle(
     header.parent.mkdir(parents=True, exist_ok=True)
     header.write_text(render_header(name, inputs, outputs), encoding="utf-8")
     library = backend.build(
-        model, target, name=name, header=header, folder=folder / "lib", jobs=jobs, progress=progress
+        model,
+        target,
+        name=name,
+        header=header,
+        folder=folder / "lib",
+        jobs=jobs,
+        progress=progress,
+        compress=compress,
     )
     (folder / "example.c").write_text(render_example(name, library.inputs, library.outputs), encoding="utf-8")
     package = folder / "lib" / "cmake" / name

@@ -44,6 +44,7 @@ _SCALARS: dict[str, Any] = {
     "calib": str | None,
     "labels": str | None,
     "plugins": tuple[str, ...],
+    "compress": bool,
 }
 _KEYS = (*_SCALARS, "shapes", "pass")
 
@@ -57,6 +58,7 @@ class Recipe:
     seed: of every random generator; not negative.
     max_drop: accuracy, or agreement with the original, that lossy passes may cost: a fraction in [0, 1].
     calib, labels, plugins: paths as given.
+    compress: store the weights of the library entropy coded.
     shapes: bindings of inputs to static shapes.
 
     Raises UsageError for a value outside its range.
@@ -69,6 +71,7 @@ class Recipe:
     calib: str | None = None
     labels: str | None = None
     plugins: tuple[str, ...] = ()
+    compress: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

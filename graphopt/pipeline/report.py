@@ -193,6 +193,7 @@ def _library(library: Library, name: str) -> dict[str, Any]:
         "static_bytes": library.static.stat().st_size,
         "arena_bytes": library.arena_bytes,
         "weight_bytes": library.weight_bytes,
+        "storage": None if library.storage is None else plain(dataclasses.asdict(library.storage)),
         "inputs": [_tensor(spec) for spec in library.inputs],
         "outputs": [_tensor(spec) for spec in library.outputs],
         "calls": [{"kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers],

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.targets.base import Library, TargetDescription, TensorSpec
 from graphopt.targets.tvm import codegen
+from graphopt.targets.tvm.driver import weight_bytes
 from graphopt.targets.tvm.importer import dtype_name, import_model, static_shape
 from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
 from graphopt.targets.tvm.link import link
@@ -22,6 +23,7 @@ from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from graphopt.targets.tvm.schedule import schedule
+from graphopt.targets.tvm.storage.compression import compress as compressed
 from graphopt.targets.tvm.workers import compile_in_parallel
 
 
@@ -42,6 +44,7 @@ class TvmBackend:
         folder: Path,
         jobs: int,
         progress: Callable[[int, int, str], None],
+        compress: bool = False,
     ) -> Library:
         """Write lib{name}.so and lib{name}.a into `folder`; see `graphopt.targets.base.Backend.build`."""
         timings: dict[str, float] = {}
@@ -61,6 +64,9 @@ class TvmBackend:
             objects, kernels = compile_in_parallel(functions, target, workdir, jobs)
             clock.start("plan memory and link")
             program = assemble(model, lowered, symbols, {kernel.symbol: kernel for kernel in kernels}, objects)
+            storage = None
+            if compress:
+                program, storage = compressed(program, progress)
             shared, static = link(program, name, header, folder, target, workdir)
             clock.stop()
         return Library(
@@ -69,9 +75,10 @@ class TvmBackend:
             inputs=program.inputs,
             outputs=program.outputs,
             arena_bytes=program.arena_bytes,
-            weight_bytes=len(program.weights),
+            weight_bytes=weight_bytes(program),
             layers=_layers(lowered, model),
             timings=timings,
+            storage=storage,
         )
 
 

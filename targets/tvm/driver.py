@@ -63,7 +63,9 @@ def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
         alignment=alignment,
         arena_bytes=_aligned(program.arena_bytes),
         staging_bytes=staging,
-        weight_bytes=len(program.weights),
+        weight_bytes=weight_bytes(program),
+        decoded_bytes=program.decoded_bytes,
+        streams=program.streams,
         inputs=tables["input"],
         outputs=tables["output"],
         calls=calls,
@@ -82,10 +84,15 @@ def memory_bytes(program: Program) -> int:
     return _aligned(program.arena_bytes) + sum(_aligned(size) for size in interface)
 
 
+def weight_bytes(program: Program) -> int:
+    """Bytes of the weights as kernels read them: those in place, and those that are decoded."""
+    return len(program.weights) - sum(stream.source_bytes for stream in program.streams) + program.decoded_bytes
+
+
 def check_memory(program: Program, name: str, pointer_bits: int) -> None:
     """Raise UnsupportedError if the program cannot fit into the address space of the target."""
     limit = 1 << (pointer_bits - 1)
-    needed = memory_bytes(program) + len(program.weights)
+    needed = memory_bytes(program) + len(program.weights) + program.decoded_bytes
     if needed >= limit:
         raise UnsupportedError(
             f"'{name}' needs {needed} bytes of memory; a {pointer_bits}-bit program has at most {limit}",
@@ -139,6 +146,7 @@ def _call(call: KernelCall | Copy, index: int, program: Program, tables: dict[st
         Place.INPUT: [tensor.bytes for tensor in tables["input"]],
         Place.OUTPUT: [tensor.bytes for tensor in tables["output"]],
         Place.WEIGHTS: [len(program.weights)],
+        Place.DECODED: [program.decoded_bytes],
         Place.ARENA: [program.arena_bytes],
     }
 
@@ -146,7 +154,7 @@ def _call(call: KernelCall | Copy, index: int, program: Program, tables: dict[st
         sizes = limits[buffer.place]
         size = sizes[buffer.index] if buffer.index < len(sizes) else 0
         inside = buffer.offset >= 0 and buffer.offset + buffer.bytes <= size
-        packed = buffer.place in (Place.WEIGHTS, Place.ARENA)
+        packed = buffer.place not in (Place.INPUT, Place.OUTPUT)
         if not inside or (packed and buffer.offset % ALIGNMENT) or (not packed and buffer.offset):
             raise InternalError(f"call {index} of the program has a misplaced buffer: {buffer}")
         return f"{buffer.place.name}({buffer.offset if packed else buffer.index})"

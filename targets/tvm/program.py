@@ -17,6 +17,7 @@ class Place(StrEnum):
     INPUT = "input"  # the caller's input number `index`
     OUTPUT = "output"  # the caller's output number `index`
     WEIGHTS = "weights"  # read-only, shared by all contexts
+    DECODED = "decoded"  # weights that were stored compressed; read-only, shared by all contexts of a process
     ARENA = "arena"  # one arena a context
 
 
@@ -25,7 +26,7 @@ class Buffer:
     """An argument of a kernel: `bytes` bytes at `offset` of its place."""
 
     place: Place
-    index: int  # of the input or output; 0 for weights and arena
+    index: int  # of the input or output; 0 for the other places
     offset: int  # bytes; 0 for inputs and outputs
     bytes: int
 
@@ -48,8 +49,23 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """`source_bytes` at `source` of the weights, which decode to `bytes` at `offset` of the decoded memory."""
+
+    source: int
+    source_bytes: int
+    offset: int
+    bytes: int
+    width: int  # bytes of an element
+    entries: int  # of the palette that the source begins with; 0: there is none, but a plane for each byte
+
+
+@dataclass(frozen=True)
 class Program:
-    """A whole model: `calls` run in order, with weights of their own and an arena of `arena_bytes`."""
+    """A whole model: `calls` run in order, with weights of their own and an arena of `arena_bytes`.
+
+    `streams` fill the `decoded_bytes` of decoded memory, once, before the first call.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -57,3 +73,5 @@ class Program:
     weights: bytes
     arena_bytes: int
     objects: tuple[Path, ...]  # relocatable objects that define every `symbol`
+    decoded_bytes: int = 0
+    streams: tuple[Stream, ...] = ()

@@ -1,6 +1,6 @@
 /* The functions of the header NAME.h. Included by the generated driver, which defines:
  *   NAME(suffix), MACRO(suffix)     the model's prefix, as in its header
- *   ARENA_BYTES, STAGING_BYTES, WEIGHT_BYTES, LAYER_COUNT, INPUTS, OUTPUTS (at least 1, for arrays), ALIGNMENT
+ *   ARENA_BYTES, STAGING_BYTES, WEIGHT_BYTES, DECODED_BYTES, LAYER_COUNT, INPUTS, OUTPUTS (at least 1, for arrays), ALIGNMENT
  *   input_tensors, output_tensors   descriptions
  *   input_staging, output_staging   offset in the staging memory of each tensor's copy
  *   layer_names
@@ -15,6 +15,7 @@ struct NAME(context) {
     struct pool pool;
     NAME(hook) hook;
     void *hook_user;
+    const unsigned char *decoded; /* weights that were stored compressed, if any */
     unsigned char *arena;
     unsigned char *staging; /* of callers' buffers that kernels cannot use in place */
     atomic_flag busy;
@@ -44,6 +45,7 @@ int32_t NAME(input_count)(void) { return MACRO(INPUT_COUNT); }
 int32_t NAME(output_count)(void) { return MACRO(OUTPUT_COUNT); }
 int32_t NAME(layer_count)(void) { return LAYER_COUNT; }
 size_t NAME(weight_bytes)(void) { return WEIGHT_BYTES; }
+size_t NAME(decoded_bytes)(void) { return DECODED_BYTES; }
 
 const NAME(tensor) *NAME(input)(int32_t index)
 {
@@ -72,6 +74,13 @@ NAME(context) *NAME(create)(void)
         return NULL;
     NAME(context) *context = memory;
     memset(context, 0, sizeof *context);
+#if DECODED_BYTES
+    context->decoded = decoded_acquire();
+    if (!context->decoded) {
+        free(context);
+        return NULL;
+    }
+#endif
     context->frame.launch = context_launch;
     context->frame.fail = context_fail;
     context->arena = (unsigned char *)memory + head_bytes();
@@ -87,10 +96,18 @@ void NAME(destroy)(NAME(context) *context)
     if (!context)
         return;
     pool_stop(&context->pool);
+#if DECODED_BYTES
+    decoded_release();
+#endif
     free(context);
 }
 
-const char *NAME(last_error)(const NAME(context) *context) { return context ? context->error : "the context is NULL"; }
+const char *NAME(last_error)(const NAME(context) *context)
+{
+    return context ? context->error
+                   : "the context is NULL: create() returns that if there is no memory for arena_bytes() and, in the "
+                     "first context, decoded_bytes()";
+}
 
 void NAME(set_hook)(NAME(context) *context, NAME(hook) hook, void *user)
 {

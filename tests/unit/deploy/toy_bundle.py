@@ -59,6 +59,7 @@ class ToyBackend:
         folder: Path,
         jobs: int,
         progress: Callable[[int, int, str], None],
+        compress: bool = False,
     ) -> Library:
         folder.mkdir(parents=True)
         toy = build_toy(folder.parent / "build", target, name)
