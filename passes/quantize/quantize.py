@@ -13,14 +13,16 @@ import onnx_ir as ir
 from graphopt.analysis.calibration import histograms
 from graphopt.analysis.observers import Histogram, Observer, range_of
 from graphopt.errors import ModelWarning, UsageError
-from graphopt.ir import convert_opset
+from graphopt.ir import clone, convert_opset
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.rewiring import is_standard, opset_of
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
 from graphopt.passes.quantize.bias_correction import corrected
 from graphopt.passes.quantize.insertion import insert
+from graphopt.passes.quantize.mixed_precision import BackOff, Limit, back_off
 from graphopt.passes.quantize.placement import Group, Plan, place
 from graphopt.passes.quantize.rules import Kind
+from graphopt.passes.quantize.sensitivity import SAMPLES, Sensitivity, sensitivity
 from graphopt.passes.quantize.weights import IntegerWeight, integer_weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
@@ -51,6 +53,8 @@ class Quantize(Pass):
     symmetric_activations: bool = option(False, "activations with the zero point 0")
     correct_bias: bool = option(True, "biases take up what quantization adds to the mean of a channel")
     exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
+    max_drop: float | None = option(None, "accuracy (agreement) that it may cost, else layers stay in float")
+    min_sqnr: float | None = option(None, "dB of signal over noise that outputs must keep, else layers stay in float")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Quantize the main graph. A model that holds quantized operators already is left alone.
@@ -75,8 +79,11 @@ class Quantize(Pass):
                 stacklevel=2,
             )
         converted = _convert(model)
-        result = self.rewrite(model, context, {}, {})
-        return replace(result, changed=result.changed or converted)
+        limit = Limit(context.max_drop if self.max_drop is None else self.max_drop, self.min_sqnr)
+        observed: dict[str, Histogram] = {}
+        held = self._back_off(model, context, limit, observed) if limit else BackOff({}, {})
+        result = self.rewrite(model, context, held.refused, observed)
+        return replace(result, changed=result.changed or converted, statistics={**result.statistics, **held.statistics})
 
     def rewrite(
         self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
@@ -104,6 +111,31 @@ class Quantize(Pass):
         }
         return PassResult(True, statistics, plan.declined)
 
+    def _back_off(self, model: ir.Model, context: PassContext, limit: Limit, observed: dict[str, Histogram]) -> BackOff:
+        return back_off(
+            model,
+            limit,
+            context,
+            lambda candidate, refused: self.rewrite(candidate, context, refused, observed),
+            lambda: sensitivity(self, model, context, SAMPLES, observed).layers,
+        )
+
+    def sensitivity(self, model: ir.Model, context: PassContext, count: int = SAMPLES) -> Sensitivity:
+        """What quantizing each layer alone does to the outputs, on the first `count` samples; `model` is left as it is.
+
+        Raises:
+            UsageError: as `run` does, and if the model is quantized already.
+            DataError: there is no sample, or the samples or labels do not fit.
+        """
+        self._check(context)
+        if (layer := _quantized_layer(model)) is not None:
+            raise UsageError(
+                f"the model is quantized already (see '{layer_name(layer)}'): sensitivity is measured on a float model"
+            )
+        work = clone(model)
+        _convert(work)
+        return sensitivity(self, work, context, count, {})
+
     def _check(self, context: PassContext) -> None:
         target = context.target
         if target is not None and self.scheme.value not in target.quantization:
@@ -113,6 +145,8 @@ class Quantize(Pass):
             )
         if self.weight_observer not in (Observer.MIN_MAX, Observer.MSE):
             raise UsageError(f"weight_observer is '{self.weight_observer.value}', expected min-max or mse")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise UsageError(f"max_drop is {self.max_drop}, expected a fraction from 0 to 1")
 
     def plan(
         self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
