@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from graphopt.analysis.sample_images import Preprocess as Preprocess
     from graphopt.analysis.samples import Samples as Samples
     from graphopt.analysis.samples import load_samples as load_samples
     from graphopt.api import OptimizeResult as OptimizeResult
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 # Where each public name is defined.
 _HOMES = {
+    "graphopt.analysis.sample_images": ("Preprocess",),
     "graphopt.analysis.samples": ("Samples", "load_samples"),
     "graphopt.api": (
         "OptimizeResult",

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import AccuracyDrop, load_labels, measure_drop
+from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples
 from graphopt.errors import DataError, ToleranceError, UsageError
 from graphopt.formatting import Report, to_json
@@ -25,7 +26,7 @@ from graphopt.output_folder import check_destination, replacing
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.options import Option, options_of, write_value
-from graphopt.pipeline.recipe import Recipe, write_recipe
+from graphopt.pipeline.recipe import Recipe, load_preprocess, write_recipe
 from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
 from graphopt.pipeline.report import Snapshot, build_report
 from graphopt.pipeline.report_html import to_html
@@ -91,7 +92,7 @@ def optimize(
     prune: float | None = None,
     factorize: float | None = None,
     quantize: str | None = None,
-    calib: str | os.PathLike[str] | Samples | None = None,
+    calib: str | os.PathLike[str] | Samples | Function | None = None,
     labels: str | os.PathLike[str] | np.ndarray[Any, Any] | None = None,
     max_drop: float | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -114,7 +115,7 @@ def optimize(
         prune, factorize: fraction of the MACs to remove.
         quantize: a scheme of the target, such as "int8"; "none" leaves floating point. None does too, unless there
             are samples and nothing else that is lossy is asked for: then it is the target's first scheme.
-        calib: samples, from an .npz file with an array for each input.
+        calib: samples, or what `load_samples` makes them of: a file, a folder, or a function.
         labels: class indices of the samples, from an .npy file.
         max_drop: accuracy (or agreement with the original, without labels) that lossy passes may cost, as a fraction.
         shapes: static shapes of inputs, by name.
@@ -140,9 +141,9 @@ def optimize(
                 prune=prune,
                 factorize=factorize,
                 quantize=quantize,
-                calib=None if calib is None or isinstance(calib, Samples) else os.fspath(calib),
+                calib=None if calib is None or isinstance(calib, Samples) or callable(calib) else os.fspath(calib),
                 labels=None if labels is None or isinstance(labels, np.ndarray) else os.fspath(labels),
-                calib_in_memory=isinstance(calib, Samples),
+                calib_in_memory=isinstance(calib, Samples) or callable(calib),
                 labels_in_memory=isinstance(labels, np.ndarray),
                 max_drop=max_drop,
                 shapes=shapes or {},
@@ -163,8 +164,9 @@ def optimize(
         work = graph_ir.load(model)
         notices.extend(graph_ir.bind_shapes(work, resolved.shapes))
         samples = calib if isinstance(calib, Samples) else None
-        if resolved.calib is not None and samples is None:
-            samples = load_samples(resolved.calib, work)
+        source = calib if callable(calib) else resolved.calib
+        if source is not None and samples is None:
+            samples = load_samples(source, work, preprocess=resolved.preprocess)
         classes = labels if isinstance(labels, np.ndarray) else None
         if resolved.labels is not None and classes is None:
             classes = load_labels(resolved.labels)
@@ -251,7 +253,7 @@ def broken_plugins() -> tuple[str, ...]:
 def verify(
     out: str | os.PathLike[str],
     *,
-    inputs: str | os.PathLike[str] | Samples | None = None,
+    inputs: str | os.PathLike[str] | Samples | Function | None = None,
     original: str | os.PathLike[str] | ir.Model | None = None,
     tolerance: float | None = None,
     threads: int = 1,
@@ -262,7 +264,7 @@ def verify(
 
     Args:
         out: the folder that `optimize` wrote.
-        inputs: samples, or an .npz file with them; made up by default.
+        inputs: samples, or what `load_samples` makes them of; made up by default. Pictures are read as for `optimize`.
         original: the model that the bundle was made from; by default the bundle's own optimized model.
         tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default.
         threads: that the library computes on; 0 takes one a core.
@@ -277,7 +279,9 @@ def verify(
 
     bundle, description = _opened(out, plugins)
     if inputs is not None and not isinstance(inputs, Samples):
-        inputs = load_samples(Path(inputs), graph_ir.load(bundle.model))
+        recipe = bundle.folder / "recipe.toml"
+        preprocess = load_preprocess(recipe) if recipe.is_file() else None
+        inputs = load_samples(inputs, graph_ir.load(bundle.model), preprocess=preprocess)
     return run(
         bundle,
         description,

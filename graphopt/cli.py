@@ -42,8 +42,8 @@ Shapes = Annotated[
     typer.Option("--shape", metavar="NAME=1,3,224,224", help="Static shape of an input; repeatable."),
 ]
 Inputs = Annotated[
-    Path | None,
-    typer.Option("--inputs", metavar="DATA.npz", help="Inputs to run on, one array for each; made up by default."),
+    str | None,
+    typer.Option("--inputs", metavar="DATA", help="Inputs to run on, as --calib takes them; made up by default."),
 ]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="That the library computes on; 0 takes one a core.")
@@ -81,7 +81,10 @@ def optimize(
         str | None, typer.Option("--name", metavar="NAME", help="Of the library; from the model's name by default.")
     ] = None,
     calib: Annotated[
-        Path | None, typer.Option("--calib", metavar="DATA.npz", help="Samples, one array for each input.")
+        str | None,
+        typer.Option(
+            "--calib", metavar="DATA", help="Samples: .npz, .npy, a folder (of pictures too), module:function."
+        ),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="FILE.npy", help="Class indices of the samples.")

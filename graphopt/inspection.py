@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.comparison import OutputComparison, compare_runs
+from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples, probe_samples
 from graphopt.errors import GraphoptError, ModelError, ModelWarning, ShapeError
 from graphopt.formatting import Report, plain
@@ -128,7 +129,7 @@ def compare(
     first: Source,
     second: Source,
     *,
-    inputs: str | os.PathLike[str] | Samples | None = None,
+    inputs: str | os.PathLike[str] | Samples | Function | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> CompareResult:
@@ -136,7 +137,7 @@ def compare(
 
     Args:
         first, second: as for `optimize`.
-        inputs: samples, or an .npz file with them; a few are made up from `seed` by default.
+        inputs: samples, or what `load_samples` makes them of; a few are made up from `seed` by default.
         shapes: static shapes of the inputs of both.
 
     Raises:
@@ -202,10 +203,10 @@ def _dry_run(item: Pass, model: ir.Model, context: PassContext) -> PassRecord:
     return record
 
 
-def _samples(model: ir.Model, inputs: str | os.PathLike[str] | Samples | None, seed: int) -> Samples:
+def _samples(model: ir.Model, inputs: str | os.PathLike[str] | Samples | Function | None, seed: int) -> Samples:
     if isinstance(inputs, Samples):
         return inputs
-    return probe_samples(model, seed, _PROBES) if inputs is None else load_samples(Path(inputs), model)
+    return probe_samples(model, seed, _PROBES) if inputs is None else load_samples(inputs, model)
 
 
 def _outputs(model: ir.Model, samples: Samples) -> list[dict[str, np.ndarray[Any, Any]]]:

@@ -38,9 +38,9 @@ class Request:
     prune: float | None = None
     factorize: float | None = None
     quantize: str | None = None
-    calib: str | None = None  # paths
+    calib: str | None = None  # a path, or module:function
     labels: str | None = None
-    calib_in_memory: bool = False  # given as arrays, so that the recipe cannot name them
+    calib_in_memory: bool = False  # given as an object, which the recipe cannot name
     labels_in_memory: bool = False
     max_drop: float | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -87,6 +87,7 @@ def resolve(request: Request) -> Recipe:
         max_drop=base.max_drop if request.max_drop is None else request.max_drop,
         calib=request.calib or base.calib,
         labels=request.labels or base.labels,
+        preprocess=base.preprocess,
         plugins=tuple(dict.fromkeys([*base.plugins, *map(str, request.plugins)])),
         compress=base.compress if request.compress is None else request.compress,
         shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},

@@ -9,6 +9,12 @@
     [shapes]
     "image" = [1, 3, 224, 224]
 
+    [preprocess]
+    size = 256
+    crop = 224
+    mean = [123.7, 116.3, 103.5]
+    std = [58.4, 57.1, 57.4]
+
     [[pass]]
     name = "fold-batch-norm"
 
@@ -16,8 +22,9 @@
     name = "prune-channels"
     ratio = 0.5
 
-A pass's table holds its name and the options that differ from their defaults; `{}` stands for none. Paths are as they
-were given, and are taken from the working directory, as on the command line. Reading a recipe executes its plug-ins.
+A pass's table holds its name and the options that differ from their defaults; `{}` stands for none. [preprocess] says
+how pictures become arrays; its keys are the fields of `graphopt.Preprocess`. Paths are as they were given, and are
+taken from the working directory, as on the command line. Reading a recipe executes its plug-ins.
 The same recipe is written as the same bytes, and reading gives an equal recipe.
 """
 
@@ -28,8 +35,9 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
+from graphopt.analysis.sample_images import Preprocess
 from graphopt.errors import UsageError
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.options import read_value, write_value
@@ -46,7 +54,8 @@ _SCALARS: dict[str, Any] = {
     "plugins": tuple[str, ...],
     "compress": bool,
 }
-_KEYS = (*_SCALARS, "shapes", "pass")
+_KEYS = (*_SCALARS, "shapes", "preprocess", "pass")
+_PREPROCESS: dict[str, Any] = get_type_hints(Preprocess)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Recipe:
     calib, labels, plugins: paths as given.
     compress: store the weights of the library entropy coded.
     shapes: bindings of inputs to static shapes.
+    preprocess: how the pictures of `calib` become arrays.
 
     Raises UsageError for a value outside its range.
     """
@@ -73,6 +83,7 @@ class Recipe:
     plugins: tuple[str, ...] = ()
     compress: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    preprocess: Preprocess | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -97,6 +108,8 @@ def write_recipe(recipe: Recipe) -> str:
         for name in sorted(recipe.shapes):
             # Always quoted: a bare key may not hold the dots and slashes that names of inputs have.
             lines.append(f"{_write('shapes', name, str)} = {_write(name, tuple(recipe.shapes[name]), tuple[int, ...])}")
+    if recipe.preprocess is not None:
+        lines += ["", "[preprocess]", *_preprocess_lines(recipe.preprocess)]
     for item in recipe.passes:
         lines += ["", "[[pass]]", f'name = "{item.name}"']
         lines += [f"{option.name} = {text}" for option, text in non_default(item, toml=True)]
@@ -147,7 +160,10 @@ def read_recipe(
         plugin(path)
     try:
         return Recipe(
-            **values, shapes=_read_shapes(text, origin, tables), passes=_read_passes(text, origin, tables, passes)
+            **values,
+            shapes=_read_shapes(text, origin, tables),
+            preprocess=_read_preprocess(text, origin, tables),
+            passes=_read_passes(text, origin, tables, passes),
         )
     except UsageError as error:
         if error.what.startswith("recipe: "):
@@ -155,14 +171,28 @@ def read_recipe(
         raise
 
 
+def load_preprocess(path: str | Path) -> Preprocess | None:
+    """The table [preprocess] of a recipe's file, if it has one; no plug-in is executed. Raises UsageError."""
+    text = _file_text(path)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return _read_preprocess(text, str(path), tables)
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe in a file. Raises UsageError if it cannot be read or is wrong."""
+    return read_recipe(_file_text(path), origin=str(path))
+
+
+def _file_text(path: str | Path) -> str:
     try:
         text = Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
     # Universal newlines: TOML allows CR LF, and strings with newlines are escaped when written.
-    return read_recipe(text.replace("\r\n", "\n"), origin=str(path))
+    return text.replace("\r\n", "\n")
 
 
 def _write(key: str, value: Any, annotation: Any) -> str:
@@ -181,6 +211,36 @@ def _read_shapes(text: str, origin: str, tables: Mapping[str, Any]) -> dict[str,
         name: _read(text, origin, shape, tuple[int, ...], lambda found: found.get("shapes", {}), name)
         for name, shape in shapes.items()
     }
+
+
+def _preprocess_lines(preprocess: Preprocess) -> list[str]:
+    default = Preprocess()
+    changed = [key for key in _PREPROCESS if getattr(preprocess, key) != getattr(default, key)]
+    return [f"{key} = {_write(key, getattr(preprocess, key), _PREPROCESS[key])}" for key in changed]
+
+
+def _read_preprocess(text: str, origin: str, tables: Mapping[str, Any]) -> Preprocess | None:
+    """A number stands for a list of one."""
+    if "preprocess" not in tables:
+        return None
+    table = tables["preprocess"]
+    if not isinstance(table, dict):
+        line = _line(text, lambda found: "preprocess" in found)
+        raise UsageError(
+            f"{origin}, line {line}: preprocess is no table, expected [preprocess] and lines as size = 256"
+        )
+    values: dict[str, Any] = {}
+    for key, found in table.items():
+        if key not in _PREPROCESS:
+            line = _line(text, lambda found, key=key: key in found.get("preprocess", {}))  # type: ignore[misc]
+            raise UsageError(f"{origin}, line {line}: unknown key '{key}'", advice=_nearest(key, tuple(_PREPROCESS)))
+        annotation = _PREPROCESS[key]
+        value = [found] if type(found) in (int, float) and get_origin(annotation) is tuple else found
+        values[key] = _read(text, origin, value, annotation, lambda found: found.get("preprocess", {}), key)
+    try:
+        return Preprocess(**values)
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error.what}", advice=error.advice) from error
 
 
 def _read_passes(text: str, origin: str, tables: Mapping[str, Any], passes: Registry[type[Pass]]) -> tuple[Pass, ...]:
@@ -240,7 +300,7 @@ def _line(text: str, holds: Callable[[Mapping[str, Any]], bool]) -> int:
     return len(lines)
 
 
-def _nearest(key: str) -> str:
-    nearest = difflib.get_close_matches(key, _KEYS, n=1)
-    valid = f"the keys are {', '.join(_KEYS)}"
+def _nearest(key: str, keys: tuple[str, ...] = _KEYS) -> str:
+    nearest = difflib.get_close_matches(key, keys, n=1)
+    valid = f"the keys are {', '.join(keys)}"
     return f"did you mean '{nearest[0]}'? {valid}" if nearest else valid

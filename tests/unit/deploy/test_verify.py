@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.analysis.samples import probe_samples
+from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.deploy import Bundle
 from graphopt.deploy.verify import verify
 from graphopt.errors import DataError, InternalError, ToleranceError, UsageError
@@ -58,14 +58,16 @@ def test_another_model_is_refused_by_its_fingerprint(bundle: Bundle) -> None:
 
 def test_samples_of_another_shape_are_refused(bundle: Bundle) -> None:
     samples = probe_samples(toy_model(), 0, 1)
-    odd = dataclasses.replace(samples, arrays={**samples.arrays, "y": samples.arrays["y"][:, :23]})
+    arrays = {name: array[None] for name, array in samples[0].items()}
+    odd = Samples({**arrays, "y": arrays["y"][:, :23]}, dict.fromkeys(arrays, 0))
     with pytest.raises(DataError, match=r"input 'y' has shape \[23\], the bundle takes \[24\]"):
         verify(bundle, HOST, samples=odd)
 
 
 def test_a_program_that_fails_is_an_error_with_its_message(bundle: Bundle) -> None:
     samples = probe_samples(toy_model(), 0, 1)
-    large = dataclasses.replace(samples, arrays={**samples.arrays, "x": samples.arrays["x"] + 5000})
+    arrays = {name: array[None] for name, array in samples[0].items()}
+    large = Samples({**arrays, "x": arrays["x"] + 5000}, dict.fromkeys(arrays, 0))
     with pytest.raises(InternalError, match=r"(?s)failed with status 1.*a value is too large"):
         verify(bundle, HOST, samples=large)
 
