@@ -1,0 +1,82 @@
+"""The proof of the analysis of channels: what contributes nothing can leave, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import graphopt.ir as graph_ir
+from graphopt.analysis.channels import Channels, Role, channels
+from graphopt.analysis.execution import Session
+from graphopt.passes.prune.surgery import remove_units
+from tests.passes.prune.random_networks import pictures, sequences
+
+
+def silence(found: Channels, gone: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    """Make the units contribute exactly zero: the weights that sum over them are 0 there."""
+    for group in found.groups:
+        for slot in group.weights(Role.IN):
+            tensor = slot.value.const_value
+            units = found.units_of(slot.value, slot.axis)
+            assert tensor is not None and units is not None
+            array = np.moveaxis(tensor.numpy().copy(), slot.axis, 0)
+            array[gone[units]] = 0
+            slot.value.const_value = ir.Tensor(np.moveaxis(array, 0, slot.axis), name=slot.value.name)
+
+
+def choose(found: Channels, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Some units that may go, but never all of an axis."""
+    gone = np.zeros(found.count, bool)
+    for group in found.groups:
+        if not group.protection:
+            gone[group.units[rng.random(group.width) < 0.5]] = True
+    for axes in found.axes.values():
+        for units in axes.values():
+            if gone[units].all():
+                gone[units[0]] = False
+    return gone
+
+
+def run(
+    model: ir.Model, x: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    with Session(model) as session:
+        (output,) = session.run({"x": x}).values()
+    return output
+
+
+def check(model: ir.Model, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = channels(model.graph)
+    gone = choose(found, rng)
+    silence(found, gone)
+    shape = [int(size) for size in model.graph.inputs[0].shape or ()]
+    x = rng.standard_normal(shape).astype(np.float32)
+    expected = run(model, x)
+    remove_units(model.graph, found, gone)
+    graph_ir.refresh_shapes(model)
+    graph_ir.verify(model)
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(model=pictures(), seed=st.integers(0, 2**32 - 1))
+def test_channels_that_contribute_nothing_can_leave_a_convolutional_network(model: ir.Model, seed: int) -> None:
+    check(model, seed)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(model=sequences(), seed=st.integers(0, 2**32 - 1))
+def test_channels_that_contribute_nothing_can_leave_a_network_of_sequences(model: ir.Model, seed: int) -> None:
+    check(model, seed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=st.one_of(pictures(), sequences()), seed=st.integers(0, 2**32 - 1))
+def test_thousands_of_networks(model: ir.Model, seed: int) -> None:
+    check(model, seed)
