@@ -168,9 +168,20 @@ class _Walk:
             for weight, kind in self._constant.get(value, ()):
                 if index in _SCALES.get(node.op_type, ()):
                     found.setdefault(weight.name, Weight(weight.name, 0, weight.bytes))
-                elif (value.dtype or kind) in _ALWAYS_LEARNT or index in _WIDE_INTEGERS.get(node.op_type, ()):
+                elif (
+                    (value.dtype or kind) in _ALWAYS_LEARNT
+                    or _indexes_palette(node, index, kind)
+                    or index in _WIDE_INTEGERS.get(node.op_type, ())
+                ):
                     found[weight.name] = weight
         return tuple(found.values())
+
+
+def _indexes_palette(node: ir.Node, index: int, kind: ir.DataType) -> bool:
+    """Whether the constant of type `kind` behind an input holds indices of a palette, an element of a weight each."""
+    return (
+        index == 1 and node.op_type in ("Gather", "GatherElements") and kind in (ir.DataType.UINT8, ir.DataType.UINT4)
+    )
 
 
 def _constant(value: ir.Value, scope: str) -> tuple[tuple[Weight, ir.DataType], ...]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.execution import Session
 from graphopt.errors import GraphoptError
+from graphopt.ir.palettes import makes_palette_indices
 from graphopt.passes.cleanup.constants import constant_instead, layer_name, remove_unused_constant
 from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace, static_shape
 from graphopt.pipeline.base import Declined
@@ -65,6 +66,8 @@ def _reason_to_keep(node: ir.Node, inputs: Sequence[ir.Value], known: set[ir.Val
         return f"{node.op_type} is random"
     if node.op_type in _QUANTIZATION:
         return f"{node.op_type} of a constant is kept for the quantization that it carries"
+    if makes_palette_indices(node):
+        return f"{node.op_type} of a constant is kept for the palette that it indexes"
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return f"{node.op_type} over constants is not computed"
     for output in node.outputs:

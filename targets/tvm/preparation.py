@@ -21,6 +21,7 @@ from graphopt import ir as gir
 from graphopt.ir.functions import inline, to_model_opsets
 from graphopt.targets.tvm.operators.refusals import refusal
 from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
+from graphopt.targets.tvm.palettes import expand_palettes
 from graphopt.targets.tvm.quantized.rewrite import rewrite
 
 OLDEST_OPSET = 13  # TVM's converters know little of what changed before: Slice, Clip, Pad, Squeeze … by attributes
@@ -35,6 +36,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Raises ModelError if an old model cannot be converted to the working opset.
     """
+    model = expand_palettes(model)
     if model.graph.opset_imports.get("", WORKING_OPSET) < OLDEST_OPSET:
         model = gir.convert_opset(model, WORKING_OPSET)
         gir.refresh_shapes(model)

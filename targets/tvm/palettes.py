@@ -1,0 +1,32 @@
+"""Weights that are palettes, as plain constants: kernels pack them, and the library's coder finds the palette again."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt import ir as gir
+from graphopt.ir.palettes import palette_of
+
+
+def expand_palettes(model: ir.Model) -> ir.Model:
+    """`model` with constants for its palettes; `model` itself if it has none."""
+    if all(palette_of(node.outputs[0]) is None for node in model.graph):
+        return model
+    model = gir.clone(model)
+    graph = model.graph
+    for i, node in enumerate(graph):
+        node.name = node.name or f"{node.op_type}_{i}"  # as reports number it: the nodes before it may go
+    for node in list(graph):
+        palette = palette_of(node.outputs[0]) if node.graph is graph else None
+        if palette is None:
+            continue
+        value = node.outputs[0]
+        name, value.name = value.name, None
+        weight = ir.Value(name=name, type=value.type, shape=ir.Shape(palette.shape))
+        weight.const_value = ir.Tensor(palette.array(), name=name)
+        graph.register_initializer(weight)
+        value.replace_all_uses_with(weight)
+        for made in reversed(palette.nodes):
+            if not any(output.uses() or output.is_graph_output() for output in made.outputs):
+                graph.remove(made, safe=True)
+    return model
