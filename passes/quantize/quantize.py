@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from graphopt.analysis.calibration import histograms
 from graphopt.analysis.observers import Histogram, Observer, range_of
+from graphopt.analysis.quantization import quantization, quantized_node
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, convert_opset
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import is_standard, opset_of
+from graphopt.passes.cleanup.rewiring import opset_of
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
 from graphopt.passes.quantize.bias_correction import corrected
 from graphopt.passes.quantize.insertion import insert
@@ -65,8 +66,8 @@ class Quantize(Pass):
             DataError: there is no sample, or the samples do not fit.
         """
         self._check(context)
-        if (layer := _quantized_layer(model)) is not None:
-            return PassResult(False, declined=(Declined(layer_name(layer), "the model is quantized already"),))
+        if (layer := quantized_node(model)) is not None:
+            return _twice(model, layer)
         plan = place(model.graph, exclude=self.exclude)
         if not plan.layers:
             return PassResult(False, {"integer-layers": 0}, plan.declined)
@@ -128,7 +129,7 @@ class Quantize(Pass):
             DataError: there is no sample, or the samples or labels do not fit.
         """
         self._check(context)
-        if (layer := _quantized_layer(model)) is not None:
+        if (layer := quantized_node(model)) is not None:
             raise UsageError(
                 f"the model is quantized already (see '{layer_name(layer)}'): sensitivity is measured on a float model"
             )
@@ -199,9 +200,13 @@ class Quantize(Pass):
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _quantized_layer(model: ir.Model) -> ir.Node | None:
-    operators = (*QUANTIZED, *QUANTIZED_INTEGER)
-    return next((node for node in model.graph.all_nodes() if is_standard(node, *operators)), None)
+def _twice(model: ir.Model, layer: ir.Node) -> PassResult:
+    found = quantization(model)
+    form = "in a subgraph" if found is None else found.form
+    by = f" by {model.producer_name}" if model.producer_name else ""
+    reason = "the model is quantized already"
+    warnings.warn(f"nothing is quantized: {reason} ({form}{by}); give the float model", ModelWarning, stacklevel=3)
+    return PassResult(False, declined=(Declined(layer_name(layer), reason),))
 
 
 def _without_data(plan: Plan) -> PassResult:
