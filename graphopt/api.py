@@ -266,7 +266,8 @@ def verify(
         out: the folder that `optimize` wrote.
         inputs: samples, or what `load_samples` makes them of; made up by default. Pictures are read as for `optimize`.
         original: the model that the bundle was made from; by default the bundle's own optimized model.
-        tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default.
+        tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default, 1e-2 for a model whose
+            activations are quantized dynamically.
         threads: that the library computes on; 0 takes one a core.
 
     Raises:
@@ -274,7 +275,6 @@ def verify(
         DataError: the bundle is not whole, or the inputs do not fit.
         UsageError: programs of the target cannot run here.
     """
-    from graphopt.deploy.verify import TOLERANCE
     from graphopt.deploy.verify import verify as run
 
     bundle, description = _opened(out, plugins)
@@ -287,7 +287,7 @@ def verify(
         description,
         samples=inputs,
         original=original if original is None or isinstance(original, ir.Model) else Path(original),
-        tolerance=TOLERANCE if tolerance is None else tolerance,
+        tolerance=tolerance,
         threads=threads,
         progress=progress,
     )

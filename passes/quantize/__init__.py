@@ -9,4 +9,5 @@ from __future__ import annotations
 PASSES: tuple[str, ...] = (
     "graphopt.passes.quantize.palettize:Palettize",
     "graphopt.passes.quantize.quantize:Quantize",
+    "graphopt.passes.quantize.quantize_dynamic:QuantizeDynamic",
 )

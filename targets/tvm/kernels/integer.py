@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 
 from graphopt.targets.base import TargetDescription
+from graphopt.targets.tvm.kernels.dynamic_quantize import DynamicQuantize, dynamic_quantize_kernel
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, depthwise_kernel
 from graphopt.targets.tvm.kernels.integer_elementwise import (
     IntegerBinary,
@@ -32,6 +33,7 @@ INTEGER = "graphopt.integer"  # attribute of a kernel's function: its descriptio
 
 Kernel = Callable[[Any, Instructions], tirx.PrimFunc]
 KINDS: dict[str, tuple[type, Kernel]] = {
+    "DynamicQuantize": (DynamicQuantize, dynamic_quantize_kernel),
     "IntegerBinary": (IntegerBinary, binary_kernel),
     "IntegerDepthwise": (IntegerDepthwise, depthwise_kernel),
     "IntegerMean": (IntegerMean, mean_kernel),

@@ -1,5 +1,7 @@
 """Convolutions and products with constant weights in int8: tiles of int32 sums in registers.
 
+The sums become int8 (`requantize`), or float32 by a multiplier and an addend for each column, or are the result.
+
 The input is int8 with channels last, so that the elements which one output pixel reads are a few contiguous runs: the
 whole row of the kernel's window, or one pixel of it where the window is dilated. A product is
 
@@ -35,6 +37,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     splat,
     store,
     vector,
+    wide,
 )
 from graphopt.targets.tvm.kernels.window import Window, padded_input
 
@@ -51,12 +54,19 @@ class IntegerProduct:
 
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
+    `result`: int8, float32 or int32.
     """
 
     window: Window
     columns: int
     bounds: Range
     pairs: bool = True
+    result: str = "int8"
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """What the sums become the result by: float32 vectors that are parameters of the kernel."""
+        return {"int8": ("multipliers",), "float32": ("multipliers", "addends"), "int32": ()}[self.result]
 
     @property
     def run(self) -> int:
@@ -86,9 +96,9 @@ def pack_weights(weights: np.ndarray, window: Window) -> np.ndarray:
 
 
 def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.PrimFunc:
-    """The kernel. Parameters, all flat: x int8, packed weights int8, bias int32, multipliers float32, y int8.
+    """The kernel. Parameters, all flat: x int8, packed weights int8, bias int32, `product.factors`, y.
 
-    Bias and multipliers are padded to whole panels.
+    Bias and factors are padded to whole panels.
     """
     window = product.window
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
@@ -96,10 +106,10 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
         x = T.arg("x", T.buffer((window.input_size,), "int8", layout=None))
         weights = T.arg("weights", T.buffer((math.prod(product.weight_shape),), "int8", layout=None))
         bias = T.arg("bias", T.buffer((product.panels * PANEL,), "int32", layout=None))
-        multipliers = T.arg("multipliers", T.buffer((product.panels * PANEL,), "float32", layout=None))
-        y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), "int8", layout=None))
+        factors = [T.arg(name, T.buffer((product.panels * PANEL,), "float32", layout=None)) for name in product.factors]
+        y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), product.result, layout=None))
         source, image = padded_input(window, x, overrun=product.run - window.run)
-        tile = _Tile(product, instructions, source, weights, bias, multipliers, y)
+        tile = _Tile(product, instructions, source, weights, bias, factors, y)
         rows, height = _most_rows(product, instructions), window.output[0] * window.output[1]
         width = window.output[2]
         if image.contiguous:  # pixels follow each other at a fixed distance: one long row
@@ -169,7 +179,7 @@ class _Tile:
     x: Any
     weights: Any
     bias: Any
-    multipliers: Any
+    factors: list[Any]
     y: Any
 
     def emit(self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int) -> None:
@@ -191,13 +201,22 @@ class _Tile:
         for number, offset in enumerate(self.product.window.run_offsets):
             weights = T.Bind((panel * len(self.product.window.runs) + number) * run_bytes + first * CHUNK)
             self._run(sums, start + offset, step, weights)
-        multipliers = [self.multipliers[vector(channel + j * LANES, LANES)] for j in range(vectors)]
-        multipliers = [T.Bind(m) for m in multipliers]
+        factors = [[T.Bind(f[vector(channel + j * LANES, LANES)]) for j in range(vectors)] for f in self.factors]
         for i in range(rows):
             totals = [sums.total(i, j) for j in range(vectors)]
-            made = requantize(totals, multipliers, self.product.bounds, self.instructions)
-            at = (row + i) * self.product.columns + channel
-            store(self.y, at, made, min(vectors * LANES, columns - first * LANES))
+            self._store((row + i) * self.product.columns + channel, totals, factors, columns - first * LANES)
+
+    def _store(self, at: Any, totals: list[Any], factors: list[list[Any]], columns: int) -> None:
+        """One row of results, as vectors of LANES, of which `columns` are elements of y."""
+        if self.product.result == "int8":
+            made = requantize(totals, factors[0], self.product.bounds, self.instructions)
+            store(self.y, at, made, min(len(totals) * LANES, columns))
+            return
+        for j, total in enumerate(totals):
+            made = total
+            if factors:
+                made = tirx.Cast(wide("float32", LANES), total) * factors[0][j] + factors[1][j]
+            store(self.y, at + j * LANES, made, min(LANES, columns - j * LANES))
 
     def _run(self, sums: Any, start: Any, step: int, weights: Any) -> None:
         chunk = GROUP if self.instructions is Instructions.PORTABLE else CHUNK  # less code: it is slow anyway

@@ -20,8 +20,8 @@ from graphopt.targets.base import TargetDescription
 
 LANES = 4  # int32 in 128 bits
 # Adding 1.5 · 2^23 leaves the integer nearest to a small float32, ties to even, in the low bits of the sum.
-_ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
+ROUNDER = 12582912.0
+ROUNDER_BITS = 0x4B400000
 
 
 class Instructions(StrEnum):
@@ -103,8 +103,8 @@ def _round_and_bound(total: Any, multiplier: Any, bounds: Range) -> Any:
     # from contracting the multiplication and the addition.
     scaled = tirx.Max(scaled, number(bounds.low - bounds.zero_point))
     scaled = tirx.Min(scaled, number(bounds.high - bounds.zero_point))
-    bits = tirx.reinterpret(wide("int32", lanes), scaled + number(_ROUNDER))
-    shift = bounds.zero_point - _ROUNDER_BITS
+    bits = tirx.reinterpret(wide("int32", lanes), scaled + number(ROUNDER))
+    shift = bounds.zero_point - ROUNDER_BITS
     return tirx.Cast(wide("int8", lanes), bits + number(shift, "int32"))
 
 
@@ -119,8 +119,8 @@ def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
     for total, multiplier in zip(sums, multipliers, strict=True):
         number = tirx.Cast(wide("float32", LANES), total)
         scaled = T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.fmulx.v4f32", number, multiplier)
-        bits = tirx.reinterpret("int32x4", scaled + splat(tirx.const(_ROUNDER, "float32"), LANES))
-        rounder = splat(tirx.const(_ROUNDER_BITS, "int32"), LANES)
+        bits = tirx.reinterpret("int32x4", scaled + splat(tirx.const(ROUNDER, "float32"), LANES))
+        rounder = splat(tirx.const(ROUNDER_BITS, "int32"), LANES)
         rounded = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sqsub.v4i32", bits, rounder)
         halves.append(T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", rounded))
     parts = []

@@ -25,13 +25,18 @@ def opset_of(node: ir.Node) -> int:
 
 
 def convert_by_tvm(
-    builder: relax.BlockBuilder, inputs: Sequence[Any], node: ir.Node, changed: Mapping[str, Any] | None = None
+    builder: relax.BlockBuilder,
+    inputs: Sequence[Any],
+    node: ir.Node,
+    changed: Mapping[str, Any] | None = None,
+    *,
+    operator: str | None = None,
 ) -> Any:
-    """What TVM's converter makes of a node, with some attributes `changed` (None removes one)."""
+    """What TVM's converter makes of a node, or of it as an `operator`, some attributes `changed` (None removes one)."""
     attributes = plain_attributes(node)
     for name, value in (changed or {}).items():
         attributes.pop(name, None)
         if value is not None:
             attributes[name] = value
-    convert = onnx_frontend._get_convert_map()[node.op_type].get_converter(opset_of(node))
+    convert = onnx_frontend._get_convert_map()[operator or node.op_type].get_converter(opset_of(node))
     return convert(builder, onnx_frontend.onnx_input(inputs), attributes, [{}, {}])

@@ -15,7 +15,7 @@ _STRING = "strings have no kernels; compute it in front of the model"
 _SEQUENCE = "sequences and optional values have no lowering; use tensors"
 
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger"), _QDQ),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul"), _QDQ),
     **dict.fromkeys(
         (*("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),),
         _RANDOM,

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphopt.targets.tvm.operators import (
     activation,
     convolution,
+    dynamic,
     elementwise,
     folding,
     fourier,
@@ -33,6 +34,7 @@ from graphopt.targets.tvm.quantized.conversion import CONVERTERS as INTEGER_CONV
 CONVERTERS: dict[str, Callable[..., Any]] = {
     **activation.CONVERTERS,
     **convolution.CONVERTERS,
+    **dynamic.CONVERTERS,
     **elementwise.CONVERTERS,
     **folding.CONVERTERS,
     **fourier.CONVERTERS,

@@ -16,12 +16,18 @@ def convert_kernel(
     builder: relax.BlockBuilder, inputs: list[Any], attributes: dict[str, ir.Attr], node: ir.Node
 ) -> Any:
     """A call of the kernel that the node describes."""
-    output = node.outputs[0]
-    assert output.shape is not None and output.dtype is not None
-    shape = tuple(int(extent) for extent in output.shape.numpy())
-    kernel = builder.add_func(emit(attributes[KERNEL].as_string()), _function_name(node))
+    return call_kernel(builder, attributes[KERNEL].as_string(), inputs, node)
+
+
+def call_kernel(builder: relax.BlockBuilder, description: str, inputs: list[Any], node: ir.Node) -> Any:
+    """A call of a kernel whose results are the outputs of `node`."""
+    types = []
+    for output in node.outputs:
+        assert output.shape is not None and output.dtype is not None  # the importer refuses others
+        types.append(relax.TensorType(tuple(int(n) for n in output.shape.numpy()), str(output.dtype.numpy())))
+    kernel = builder.add_func(emit(description), _function_name(node))
     # The kernel's parameters are flat. Nothing looks at that: it is fused with nothing, and called by pointers.
-    return relax.call_tir(kernel, inputs, relax.TensorType(shape, str(output.dtype.numpy())))
+    return relax.call_tir(kernel, inputs, types if len(types) > 1 else types[0])
 
 
 def _function_name(node: ir.Node) -> str:

@@ -38,11 +38,18 @@ class Editor:
         attributes: Mapping[str, int | str | Sequence[int]] | None = None,
         layer: str | None = None,
         domain: str = "",
+        more: Sequence[tuple[str, ir.DataType, Sequence[int]]] = (),
     ) -> ir.Value:
-        """The output, called `name` or the like, of a new node, called `layer` if it computes a layer of the model."""
-        output = ir.Value(name=self._unused(name), shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        node = layer or output.name
-        made = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, outputs=[output], name=node)
+        """The output, called `name` or the like, of a new node, called `layer` if it computes a layer of the model.
+
+        more: name, type and shape of each further output.
+        """
+        outputs = [
+            ir.Value(name=self._unused(each), shape=ir.Shape(size), type=ir.TensorType(kind))
+            for each, kind, size in ((name, dtype, shape), *more)
+        ]
+        output, node = outputs[0], layer or outputs[0].name
+        made = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, outputs=outputs, name=node)
         assert self.place is not None
         self.graph.insert_before(self.place, made)
         return output

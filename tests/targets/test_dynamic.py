@@ -1,0 +1,137 @@
+"""DynamicQuantizeLinear, MatMulInteger and ConvInteger: compiled, they give what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt.ir as graph_ir
+from graphopt import optimize, verify
+from graphopt.passes.quantize.quantize_dynamic import Per, QuantizeDynamic
+from graphopt.pipeline.base import PassContext
+from graphopt.targets.tvm.preparation import prepare
+from tests.passes.harness import outputs, parse
+from tests.targets import compiled
+from tests.targets.single_node import assert_as_onnxruntime
+
+RANDOM = np.random.default_rng(0)
+RANGES = {
+    "both signs": lambda: RANDOM.standard_normal((3, 37)),
+    "negative": lambda: -np.abs(RANDOM.standard_normal((2, 5, 7))),
+    "positive": lambda: np.abs(RANDOM.standard_normal(16)) + 3,
+    "zeros": lambda: np.zeros((3, 7)),
+    "one": lambda: np.full((1,), -0.3),
+    "ties": lambda: np.arange(-255, 256) / 2,
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_dynamic_quantize(case: str) -> None:
+    assert_as_onnxruntime("DynamicQuantizeLinear", {"x": RANGES[case]().astype(np.float32)}, outputs=3)
+
+
+ZERO_POINTS: dict[str, dict[str, Any]] = {
+    "kernel, uint8 by uint8": {"az": np.array(9, np.uint8), "bz": np.array(128, np.uint8)},
+    "kernel, zero points of columns": {"az": np.array([9], np.uint8), "bz": np.full(17, 128, np.uint8)},
+    "weights that leave int8": {"az": np.array(9, np.uint8), "bz": np.array(3, np.uint8)},
+}
+
+
+@pytest.mark.parametrize("depth", [1, 37])
+@pytest.mark.parametrize("case", ZERO_POINTS)
+def test_matmul_integer(case: str, depth: int) -> None:
+    a, b = RANDOM.integers(0, 256, (3, depth), np.uint8), RANDOM.integers(0, 256, (depth, 17), np.uint8)
+    assert_as_onnxruntime("MatMulInteger", {"a": a, "b": b, **ZERO_POINTS[case]}, ["b", "bz"])
+
+
+def test_matmul_integer_of_int8_and_of_two_activations() -> None:
+    a, b = RANDOM.integers(-128, 128, (2, 3, 20), np.int8), RANDOM.integers(-128, 128, (20, 5), np.int8)
+    assert_as_onnxruntime("MatMulInteger", {"a": a, "b": b}, ["b"])
+    assert_as_onnxruntime("MatMulInteger", {"a": a, "b": b})
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "padded": {"pads": [1, 0, 1, 2]},
+    "depthwise": {"group": 6, "strides": [2, 2]},
+    "grouped": {"group": 3, "dilations": [2, 1]},
+    "same": {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_conv_integer(form: str) -> None:
+    groups = FORMS[form].get("group", 1)
+    x, w = RANDOM.integers(0, 256, (2, 6, 9, 7), np.uint8), RANDOM.integers(0, 256, (12, 6 // groups, 3, 3), np.uint8)
+    zero_points = {"xz": np.array(7, np.uint8), "wz": np.array(100, np.uint8)}
+    assert_as_onnxruntime("ConvInteger", {"x": x, "w": w, **zero_points}, ["w", "wz"], **FORMS[form])
+
+
+def test_conv_integer_in_one_dimension_without_zero_points() -> None:
+    x, w = RANDOM.integers(0, 256, (2, 3, 9), np.uint8), RANDOM.integers(0, 256, (5, 3, 3), np.uint8)
+    assert_as_onnxruntime("ConvInteger", {"x": x, "w": w}, ["w"], pads=[1, 1])
+
+
+def network(columns: int = 21) -> ir.Model:
+    """Two products of one input, one with a bias, one with an activation; and one whose scale is shared out."""
+
+    def matrix(*shape: int) -> np.ndarray:
+        return RANDOM.standard_normal(shape).astype(np.float32)
+
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[2,9,40] x) => (float[2,9,{columns}] y) {{
+        a = MatMul(x, w)
+        b = Add(a, bias)
+        c = MatMul(x, v)
+        d = Relu(c)
+        y = Add(b, d)
+    }}"""
+    model = parse(text, w=matrix(40, columns), v=matrix(40, columns), bias=matrix(columns))
+    graph_ir.refresh_shapes(model)
+    return model
+
+
+@pytest.mark.parametrize(("per", "columns"), [(Per.TENSOR, 3), (Per.TENSOR, 16), (Per.TENSOR, 21), (Per.ROW, 21)])
+def test_a_network_that_the_pass_made(per: Per, columns: int) -> None:
+    model = network(columns)
+    QuantizeDynamic(per=per).run(model, PassContext())
+    graph_ir.refresh_shapes(model)
+    kernels = [node.op_type for node in prepare(model).graph]
+    assert kernels.count("IntegerProduct") == 2 and "MatMulInteger" not in kernels
+    if per is Per.TENSOR:  # bias and scale are computed on the sums, and nothing is uint8
+        assert kernels.count("Add") == 1 and "Cast" in kernels and "DynamicQuantizeLinear" not in kernels
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 9, 40)).astype(np.float32)}
+    expected = outputs(model, feeds)["y"]
+    np.testing.assert_allclose(compiled.run(model, feeds)["y"], expected, rtol=0, atol=1e-6 * np.ptp(expected))
+
+
+def test_integers_that_are_outputs_stay_uint8() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[3,8] x) => (uint8[3,8] q, int32[3,5] y, float s) {
+            q, s, z = DynamicQuantizeLinear(x)
+            y = MatMulInteger(q, w, z)
+        }""",
+        w=RANDOM.integers(-127, 128, (8, 5), np.int8),
+    )
+    graph_ir.refresh_shapes(model)
+    feeds = {"x": RANDOM.standard_normal((3, 8)).astype(np.float32)}
+    found, weights = compiled.run(model, feeds), np.asarray(model.graph.initializers["w"].const_value)
+    zero_point = int(np.rint(-feeds["x"].min() / found["s"]))
+    np.testing.assert_array_equal(found["q"], outputs(model, feeds)["q"])
+    np.testing.assert_array_equal(found["y"], (found["q"].astype(int) - zero_point) @ weights.astype(int))
+
+
+def test_a_bundle_for_the_host_verifies(tmp_path: Path) -> None:
+    result = optimize(network(), "host", out=tmp_path / "out", name="net", quantize="dynamic-int8", jobs=1)
+    assert result.library.weight_bytes < 5000  # 1680 weights, which take 6720 bytes in float32
+    assert verify(result.out).passed
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("target", ["cortex-a76", "cortex-a72", "armv7"])
+def test_a_bundle_for_arm_verifies(target: str, tmp_path: Path) -> None:
+    result = optimize(network(), target, out=tmp_path / "out", name="net", quantize="dynamic-int8", jobs=1)
+    assert verify(result.out, tolerance=1e-5).passed
