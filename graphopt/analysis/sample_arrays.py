@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Inputs = Mapping[str, ir.Value]
 
-_BLOCK_BYTES = 16 << 20  # that are looked at together for NaN
+_BLOCK_BYTES = 4 << 20  # that are looked at together for NaN
 
 
 class Source(Protocol):

@@ -78,7 +78,7 @@ def _open(file: Path, names: Sequence[str], check: bool) -> dict[str, Rows]:
                     advice=f"write an .npz file with an array for each: {', '.join(map(repr, names)) or 'none'}",
                 )
             with file.open("rb") as stream:
-                return {names[0]: _plain(place, stream, file, 0)}
+                return {names[0]: _plain(place, stream, file, 0, file.stat().st_size)}
         arrays = {}
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
@@ -99,29 +99,28 @@ def _member(place: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: P
                 while stream.read(1 << 20):
                     pass
         with archive.open(info) as stream:
-            return _plain(place, stream, file, _start(file, info))
+            return _plain(place, stream, file, _start(file, info), info.file_size)
     with archive.open(info) as stream:
         if info.file_size > _UNPACKED_BYTES:
             unpacked = tempfile.NamedTemporaryFile()  # noqa: SIM115  lives as long as the rows that read it
             shutil.copyfileobj(stream, unpacked)
             unpacked.seek(0)
-            return _plain(place, unpacked, unpacked, 0)
+            return _plain(place, unpacked, unpacked, 0, info.file_size)
         _check_header(place, stream)
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _plain(place: str, stream: IO[bytes], file: Path | IO[bytes], start: int) -> Rows:
-    """The array whose .npy text `stream` holds; in `file` it begins at byte `start`."""
+def _plain(place: str, stream: IO[bytes], file: Path | IO[bytes], start: int, size: int) -> Rows:
+    """The array whose .npy format `stream` holds; in `file` it begins at byte `start` and has `size` bytes."""
     shape, fortran, dtype = _check_header(place, stream)
     header = stream.tell()
     if fortran or not shape:  # rows do not lie together
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
     wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    found = stream.seek(0, 2) - header
-    if found < wanted:
-        raise DataError(f"{place} cannot be read: its header says {wanted} bytes, and {found} are there")
+    if size - header < wanted:
+        raise DataError(f"{place} cannot be read: its header says {wanted} bytes, and {size - header} are there")
     return FileRows(file, start + header, shape, dtype)
 
 

@@ -41,7 +41,10 @@ def find_function(text: str) -> Function:
     module = _module(text, match["module"])
     found = getattr(module, match["function"], None)
     if found is None:
-        functions = [name for name, item in vars(module).items() if inspect.isfunction(item)]
+        own = [
+            item for item in vars(module).values() if inspect.isfunction(item) and item.__module__ == module.__name__
+        ]
+        functions = [item.__name__ for item in own]
         raise DataError(
             f"{text}: {match['module']} defines no '{match['function']}'",
             advice=f"its functions are {', '.join(functions) or 'none'}",

@@ -15,8 +15,8 @@ ROOT = Path(graphopt.__file__).resolve().parent.parent
 PUBLIC = """
 CompareResult DataError Declined GraphoptError InspectResult InternalError ModelError ModelWarning OptimizeResult Pass
 PassContext PassError PassInfo PassResult Preprocess Recipe Samples ShapeError ToleranceError UnsupportedError
-UsageError VerifyError __version__ bench broken_plugins compare inspect list_passes list_targets load load_recipe load_samples
-model_text optimize option save verify
+UsageError VerifyError __version__ bench broken_plugins compare inspect list_passes list_targets load load_recipe
+load_samples model_text optimize option save verify
 """.split()
 
 

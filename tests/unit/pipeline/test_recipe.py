@@ -9,14 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.analysis.sample_images import Channels, Layout, Preprocess, Resize
 from graphopt.errors import UsageError
 from graphopt.pipeline.base import Pass
-from graphopt.pipeline.recipe import Recipe, load_recipe, read_recipe, write_recipe
+from graphopt.pipeline.recipe import Recipe, load_preprocess, load_recipe, read_recipe, write_recipe
 from graphopt.pipeline.registry import Registry
 
 from .test_spec import Criterion, Everything, everything, make_registry
 
 text = st.text(st.characters(exclude_categories=["Cs"]))  # a lone surrogate is not Unicode, and not TOML
+sides = st.lists(st.integers(1, 512), max_size=2).map(tuple)
+numbers = st.sampled_from([0, 1, 3]).flatmap(lambda n: st.lists(st.floats(0.5, 300), min_size=n, max_size=n).map(tuple))
+preprocesses = st.builds(
+    Preprocess,
+    size=sides,
+    resize=st.sampled_from(Resize),
+    crop=sides,
+    channels=st.sampled_from([Channels.RGB, Channels.BGR]),
+    scale=st.floats(1e-6, 2),
+    mean=numbers,
+    std=numbers,
+    layout=st.sampled_from(Layout),
+)
 recipes = st.builds(
     Recipe,
     target=text,
@@ -27,6 +41,7 @@ recipes = st.builds(
     labels=st.none() | text,
     plugins=st.lists(text, max_size=2).map(tuple),
     shapes=st.dictionaries(text, st.lists(st.integers(1, 512), max_size=4).map(tuple), max_size=3),
+    preprocess=st.none() | preprocesses,
 )
 
 
@@ -79,6 +94,32 @@ def test_a_recipe_reads_as_a_person_would_write_it() -> None:
     )
 
 
+def test_the_preprocessing_reads_as_a_person_would_write_it() -> None:
+    recipe = read(
+        HEAD + '[preprocess]\nsize = 256\ncrop = [224, 192]\nmean = 128\nscale = 2\nchannels = "BGR"\nlayout = "NHWC"\n'
+    )
+    assert recipe.preprocess == Preprocess(
+        size=(256,), crop=(224, 192), mean=(128.0,), scale=2.0, channels=Channels.BGR, layout=Layout.NHWC
+    )
+    assert write_recipe(recipe) == (
+        'target = "arm"\nseed = 0\n\n[preprocess]\nsize = [256]\ncrop = [224,192]\nchannels = "BGR"\n'
+        'scale = 2.0\nmean = [128.0]\nlayout = "NHWC"\n'
+    )
+    assert read(HEAD + "[preprocess]\n").preprocess == Preprocess()
+    assert read(HEAD).preprocess is None
+
+
+def test_the_preprocessing_alone_is_read_without_executing_plugins(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(HEAD + "plugins = ['no such file.py']\n[preprocess]\ncrop = 3\n")
+    assert load_preprocess(file) == Preprocess(crop=(3,))
+    file.write_text(HEAD)
+    assert load_preprocess(file) is None
+    file.write_text("target = \n")
+    with pytest.raises(UsageError, match="is not TOML"):
+        load_preprocess(file)
+
+
 HEAD = 'target = "arm"\n'
 
 
@@ -98,6 +139,15 @@ HEAD = 'target = "arm"\n'
         (HEAD + "plugins = 'x.py'\n", "line 2: 'plugins': found \"x.py\", expected list of string"),
         (HEAD + "shapes = 3\n", "r.toml, line 2: shapes is no table"),
         (HEAD + "[shapes]\na = [1]\nb = [\n  1,\n  'x'\n]\n", "r.toml, line 7: 'b': found \"x\", expected integer"),
+        (HEAD + "preprocess = 3\n", "r.toml, line 2: preprocess is no table"),
+        (
+            HEAD + "[preprocess]\ncrop = 2\nmeans = 3\n",
+            "line 4: unknown key 'means'\n  did you mean 'mean'? the keys are",
+        ),
+        (HEAD + "[preprocess]\ncrop = 'x'\n", "r.toml, line 3: 'crop': found \"x\", expected list of integer"),
+        (HEAD + "[preprocess]\ncrop = 2.5\n", "r.toml, line 3: 'crop': found"),
+        (HEAD + "[preprocess]\nlayout = 'CHW'\n", "line 3: 'layout': found \"CHW\", expected one of NCHW, NHWC"),
+        (HEAD + "[preprocess]\nstd = 0\n", "r.toml: preprocess: scale and std are not to be 0"),
         (HEAD + "[shapes]\na = [0]\n", "r.toml: shape of 'a' is [0], expected sizes of 1 or more"),
         (HEAD + "[pass]\nname = 'x'\n", "r.toml, line 2: pass is no list of tables"),
         (HEAD + "[[pass]]\nratio = 1\n", "r.toml, line 2: the pass has no name"),
