@@ -28,8 +28,8 @@ from graphopt.targets.base import TargetDescription, TensorSpec
 Feeds = dict[str, np.ndarray[Any, Any]]
 
 TOLERANCE = 1e-4  # of an output's range: what float32 kernels that add in another order stay within
-# The same where activations are rounded to 8 bits by a range found at run time: the last digit of a float may move one by
-# a whole step. ONNX Runtime with and without its optimizations differs by 2e-3 on a transformer of six layers.
+# The same where activations are rounded to 8 bits by a range found at run time: the last digit of a float may move one
+# by a whole step. ONNX Runtime with and without its optimizations differs by 2e-3 on a transformer of six layers.
 ROUNDED_TOLERANCE = 1e-2
 _ROUNDING = frozenset({"DynamicQuantizeLinear", "MatMulInteger"})
 

@@ -1,4 +1,4 @@
-"""Quantize products dynamically: weights to int8 now, activations to int8 at run time, by the range that they have then.
+"""Quantize products dynamically: weights to int8 now, activations at run time, by the range that they have then.
 
     y = ((q - z) W_q) · s_x s_w + b,        W ≈ W_q s_w, a scale s_w for each output column
 
