@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from graphopt.targets.tvm.kernels import depthwise, direct_convolution, integer, matmul, register_tile
+from graphopt.targets.tvm.kernels import depthwise, direct_convolution, integer, matmul, register_tile, transcendental
 
 # Each (BlockBuilder, Call) -> the convolution as the kernel's function, or None if it is not the kernel's own.
 CONVOLUTIONS: tuple[Callable[..., Any], ...] = (depthwise.legalize, direct_convolution.legalize)
@@ -20,7 +20,11 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
     return matmul.legalize_conv2d(builder, call)
 
 
-LEGALIZE: dict[str, Callable[..., Any]] = {**matmul.LEGALIZE, "relax.nn.conv2d": legalize_conv2d}
+LEGALIZE: dict[str, Callable[..., Any]] = {
+    **matmul.LEGALIZE,
+    **transcendental.LEGALIZE,
+    "relax.nn.conv2d": legalize_conv2d,
+}
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
 SCHEDULES: list[Callable[..., Any]] = [
     integer.schedule,
