@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphopt import ir as gir
 from graphopt.ir.palettes import palette_of
@@ -16,17 +17,15 @@ def expand_palettes(model: ir.Model) -> ir.Model:
     graph = model.graph
     for i, node in enumerate(graph):
         node.name = node.name or f"{node.op_type}_{i}"  # as reports number it: the nodes before it may go
-    for node in list(graph):
-        palette = palette_of(node.outputs[0]) if node.graph is graph else None
-        if palette is None:
-            continue
+    for node in graph:
+        palette = palette_of(node.outputs[0])
         value = node.outputs[0]
+        if palette is None or value.is_graph_output():
+            continue
         name, value.name = value.name, None
         weight = ir.Value(name=name, type=value.type, shape=ir.Shape(palette.shape))
         weight.const_value = ir.Tensor(palette.array(), name=name)
         graph.register_initializer(weight)
         value.replace_all_uses_with(weight)
-        for made in reversed(palette.nodes):
-            if not any(output.uses() or output.is_graph_output() for output in made.outputs):
-                graph.remove(made, safe=True)
+    RemoveUnusedNodesPass()(model)  # those that made the weights, codebooks and indices
     return model

@@ -35,7 +35,8 @@ _TOTAL = 1 << PRECISION
 _LOWEST = 1 << 16  # of a state
 _HALF = np.uint32(16)  # bits of a word, half of a state
 _MAX_LANES_LOG2 = 8
-_SYMBOLS_A_LANE = 1024  # at least: a state takes 4 bytes
+_BYTES_A_LANE = 512  # coded bytes for each state, which takes 4; more states are faster
+_SYMBOLS_A_LANE = 2048  # or as many symbols, however few bytes they take
 
 
 def encode(symbols: Array) -> bytes:
@@ -45,7 +46,7 @@ def encode(symbols: Array) -> bytes:
     if estimate(counts) >= len(raw):
         return raw
     frequencies = _frequencies(counts)
-    lanes_log2 = _lanes_log2(len(symbols))
+    lanes_log2 = _lanes_log2(counts)
     states, words = _encode(symbols, frequencies, 1 << lanes_log2)
     header = bytes([1 + lanes_log2]) + _table(frequencies)
     coded = header + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
@@ -57,13 +58,20 @@ def estimate(counts: Array) -> float:
     used = np.flatnonzero(counts)
     known = counts[used].astype(np.float64)
     count = known.sum()
-    bits = float((known * np.log2(count / known)).sum())
     table = 2 + int(used[-1]) - int(used[0]) + int((known * 32 >= count).sum())  # two bytes from M / 32 on
-    return min(1 + table + (4 << _lanes_log2(int(count))) + bits / 8, 1 + float(count))
+    return min(1 + table + (4 << _lanes_log2(counts)) + _entropy_bytes(counts), 1 + float(count))
 
 
-def _lanes_log2(count: int) -> int:
-    return min(max((count // _SYMBOLS_A_LANE).bit_length() - 1, 0), _MAX_LANES_LOG2)
+def _entropy_bytes(counts: Array) -> float:
+    known = counts[counts > 0].astype(np.float64)
+    return float((known * np.log2(known.sum() / known)).sum()) / 8
+
+
+def _lanes_log2(counts: Array) -> int:
+    if np.count_nonzero(counts) == 1:
+        return 0
+    lanes = max(int(_entropy_bytes(counts)) // _BYTES_A_LANE, int(counts.sum()) // _SYMBOLS_A_LANE)
+    return min(max(lanes.bit_length() - 1, 0), _MAX_LANES_LOG2)
 
 
 def _frequencies(counts: Array) -> Array:
@@ -98,6 +106,8 @@ def _encode(symbols: Array, frequencies: Array, lanes: int) -> tuple[Array, Arra
     highest = ((frequencies.astype(np.uint64) << (32 - PRECISION)) - 1).astype(np.uint32)[symbols]
     spreads = np.uint32(_TOTAL) - widths  # ⌊x / f⌋ M + x mod f = x + ⌊x / f⌋ (M − f)
     states = np.full(lanes, _LOWEST, np.uint32)
+    if frequencies.max() == _TOTAL:  # one symbol takes no bits
+        return states, np.empty(0, np.uint32)
     words: list[Array] = []
     for begin in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
         step = slice(begin, begin + lanes)
