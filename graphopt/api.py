@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import AccuracyDrop, load_labels, measure_drop
+from graphopt.analysis.execution import processors
 from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples
 from graphopt.errors import DataError, ToleranceError, UsageError
@@ -190,7 +191,7 @@ def optimize(
 
         with replacing(destination) as folder:
             library = _build(
-                work, description, library_name, folder, jobs or _cores(), progress, compress=resolved.compress
+                work, description, library_name, folder, jobs or processors(), progress, compress=resolved.compress
             )
             clock.lap("build")
             graph_ir.save(work, folder / "model.onnx")
@@ -421,7 +422,3 @@ def _destination(model: Source, called: str, target: str, out: str | os.PathLike
     if not isinstance(model, str | os.PathLike):
         raise UsageError("a model in memory needs a place for its bundle", advice="give out=FOLDER")
     return Path(model).absolute().with_name(f"{called}.{target}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

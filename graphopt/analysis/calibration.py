@@ -1,20 +1,23 @@
 """Calibration: run the float model on samples and keep a histogram of each tensor that is asked for.
 
-Memory is bounded by one sample's tensors, of which GROUP_BYTES are kept at a time, whatever the number of samples:
-where a model has more, it runs over the samples once for each group. The result depends on nothing but the model and
-the samples.
+Memory is bounded whatever the number of samples: GROUP_BYTES of tensors are kept at a time, those of a sample that is
+looked at and of others that are computed meanwhile, a thread for each. Where a sample has too many, the model runs over
+the samples once for each group of them. The result depends on nothing but the model and the samples.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.execution import Session
+from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.observers import Histogram
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
@@ -49,7 +52,7 @@ def each_run(
     receive: Callable[[Mapping[str, Array]], None],
     progress: Progress,
 ) -> None:
-    """Call `receive` with the tensors `names` of each sample, in groups of bounded size.
+    """Call `receive` with the tensors `names` of each sample, in order, in groups of bounded size.
 
     Raises DataError if there is no sample.
     """
@@ -58,30 +61,50 @@ def each_run(
     groups = list(_groups(model, names))
     steps = len(groups) * len(samples)
     done = 0
-    for group in groups:
-        with Session(model, outputs=group) as session:
-            for feeds in samples:
+    for group, size in groups:
+        at_once = max(1, min(processors(), GROUP_BYTES // max(size, 1) - 1))
+        with (
+            Session(model, outputs=group, threads=0 if at_once == 1 else 1) as session,
+            contextlib.closing(_runs(session, samples, at_once)) as runs,
+        ):
+            for tensors in runs:
                 progress(done, steps, "calibrate")
-                receive(session.run(feeds))
+                receive(tensors)
                 done += 1
     progress(done, steps, "calibrate")
 
 
-def _groups(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
-    """The names in the given order, cut where the tensors of a sample exceed GROUP_BYTES."""
+def _runs(session: Session, samples: Samples, at_once: int) -> Generator[Mapping[str, Array]]:
+    """The outputs of each sample, in order; `at_once` are computed in threads while one is looked at."""
+    with ThreadPoolExecutor(at_once) as pool:
+        ahead: deque[Future[dict[str, Array]]] = deque()
+        try:
+            for feeds in samples:
+                ahead.append(pool.submit(session.run, feeds))
+                if len(ahead) > at_once:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for run in ahead:
+                run.cancel()
+
+
+def _groups(model: ir.Model, names: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+    """The names in the given order, cut where the tensors of a sample exceed half of GROUP_BYTES; with their bytes."""
     values = {value.name: value for value in model.graph.inputs}
     values |= {value.name: value for node in model.graph for value in node.outputs}
     group: list[str] = []
     size = 0
     for name in names:
         more = _bytes(values[name])
-        if group and size + more > GROUP_BYTES:
-            yield group
+        if group and size + more > GROUP_BYTES // 2:
+            yield group, size
             group, size = [], 0
         group.append(name)
         size += more
     if group:
-        yield group
+        yield group, size
 
 
 def _bytes(value: ir.Value) -> int:

@@ -5,6 +5,7 @@ onnxruntime is imported when a Session is made, not before.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,11 @@ _FOREIGN = frozenset(
     }
 )
 _BITS = {16: np.uint16, 8: np.uint8}
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def is_foreign(dtype: ir.DataType | None) -> bool:

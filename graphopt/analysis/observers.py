@@ -29,7 +29,8 @@ PERCENTILE = 99.99  # of the values lie within the range
 _SHRINKS = np.linspace(1.0, 0.3, 36)  # fractions of an end that entropy and mse try
 _SWEEPS = 2
 _STEPS = (127, *range(126, 63, -1), *range(129, 192, 3))  # that the largest weight may be; above 127 it is clipped
-_PIECE = 1 << 20  # values that are binned at a time, so that their indices stay small
+_PIECE = 1 << 17  # values that are binned at a time, so that their indices stay in the cache
+_LARGEST_EXPONENT = 127  # of a power of two in float32
 
 
 class Observer(enum.Enum):
@@ -79,10 +80,9 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.average = (low, high) if self.average is None else _blend(self.average, (low, high))
         self._widen(first)
-        inverse = 2.0**-self._exponent
         for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            places = np.floor(piece.astype(np.float64) * inverse).astype(np.int64) - self._first
+            places = _bins(flat[start : start + _PIECE], self._exponent)
+            places -= self._first
             self.counts += np.bincount(places, minlength=len(self.counts))
 
     def _widen(self, first: bool) -> None:
@@ -111,6 +111,18 @@ def _exponent_for(low: float, high: float) -> int:
 
 def _bin(value: float, exponent: int) -> int:
     return math.floor(math.ldexp(value, -exponent))
+
+
+def _bins(values: Array, exponent: int) -> Array:
+    """`_bin` of each value: exact in float32 too, where a power of two as factor neither rounds nor overflows."""
+    narrow = values.dtype.itemsize <= 4 and exponent >= -_LARGEST_EXPONENT
+    scaled = values.astype(np.float32 if narrow else np.float64)
+    if exponent > 0:
+        np.floor(scaled, out=scaled)  # first, so that no small negative number becomes 0
+    np.multiply(scaled, 2.0**-exponent, out=scaled)
+    np.floor(scaled, out=scaled)
+    places: Array = scaled.astype(np.int64)
+    return places
 
 
 def _blend(average: Range, new: Range) -> Range:

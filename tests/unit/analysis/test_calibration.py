@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import graphopt.ir as graph_ir
 from graphopt.analysis import calibration
-from graphopt.analysis.samples import Samples
+from graphopt.analysis.samples import Samples, load_samples
 from graphopt.errors import DataError
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -43,7 +44,7 @@ def test_groups_bound_what_is_kept_and_change_nothing(monkeypatch: pytest.Monkey
     model = loaded()
     names = ["x", "a", "b", "y"]
     whole = calibration.histograms(model, names, samples(3), ignore)
-    monkeypatch.setattr(calibration, "GROUP_BYTES", 32)
+    monkeypatch.setattr(calibration, "GROUP_BYTES", 64)
     kept: list[int] = []
 
     def receive(tensors: Any) -> None:
@@ -67,6 +68,58 @@ def test_progress_counts_every_run() -> None:
     seen: list[tuple[int, int]] = []
     calibration.histograms(model, ["a"], samples(2), lambda done, total, what: seen.append((done, total)))
     assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_samples_arrive_in_order_however_many_are_computed_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "processors", lambda: at_once)
+    firsts: list[float] = []
+    calibration.each_run(loaded(), ["x"], samples(20), lambda tensors: firsts.append(tensors["x"][0, 0]), ignore)
+    assert firsts == [4 * index - 6 for index in range(20)]
+
+
+def test_no_more_samples_are_ahead_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample has 16 bytes: three of them and the one that is looked at fit into 64."""
+    monkeypatch.setattr(calibration, "processors", lambda: 8)
+    monkeypatch.setattr(calibration, "GROUP_BYTES", 64)
+    read = []
+
+    def source() -> Iterator[dict[str, Any]]:
+        for index in range(20):
+            read.append(index)
+            yield {"x": np.full((1, 4), index, np.float32)}
+
+    model = loaded()
+    streamed = load_samples(source, model)
+    read.clear()
+    seen: list[int] = []
+    calibration.each_run(model, ["x"], streamed, lambda tensors: seen.append(len(read) - len(seen)), ignore)
+    assert len(seen) == 20 and max(seen) == 4
+
+
+def test_a_sample_that_fails_ends_the_run_with_its_error() -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        yield from ({"x": np.full((1, 4), index, np.float32)} for index in range(3))
+        if fail:
+            raise ValueError("gone")
+
+    fail = False
+    model = loaded()
+    streamed = load_samples(source, model)
+    fail = True
+    with pytest.raises(DataError, match="raises ValueError: gone"):
+        calibration.histograms(model, ["a"], streamed, ignore)
+
+
+def test_an_interrupt_passes_through() -> None:
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibration.histograms(loaded(), ["a"], samples(50), interrupt)
 
 
 def test_no_sample_is_an_error() -> None:
