@@ -17,12 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 import graphopt.ir as graph_ir
-from graphopt.analysis.accuracy import AccuracyDrop, load_labels, measure_drop
+from graphopt.analysis.accuracy import load_labels
 from graphopt.analysis.execution import processors
 from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples
-from graphopt.errors import DataError, ToleranceError, UsageError
+from graphopt.errors import UsageError
 from graphopt.formatting import Report, to_json
+from graphopt.losses import LastFloats, accuracy_drop
 from graphopt.output_folder import check_destination, replacing
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import run_passes
@@ -183,10 +184,13 @@ def optimize(
             seed=resolved.seed,
             progress=progress,
         )
-        records = run_passes(work, resolved.passes, context, dump_ir=None if dump_ir is None else Path(dump_ir))
+        floats = LastFloats()
+        dump = None if dump_ir is None else Path(dump_ir)
+        records = run_passes(work, resolved.passes, context, dump_ir=dump, before_each=floats.keep)
         clock.lap("passes")
-        accuracy = _accuracy(original, work, samples, classes, resolved, notices)
-        del original
+        accuracy = accuracy_drop(original, work, samples, classes, resolved, notices)
+        noise = floats.noise(work, samples)
+        del original, floats
         clock.lap("accuracy")
 
         with replacing(destination) as folder:
@@ -208,6 +212,7 @@ def optimize(
                 recipe=tomllib.loads(text),
                 library=library,
                 library_name=library_name,
+                noise=noise,
                 warnings=dict.fromkeys(notices),
             )
             (folder / "recipe.toml").write_text(text, encoding="utf-8")
@@ -367,40 +372,6 @@ def _build(
         backend=TvmBackend(),
         compress=compress,
     )
-
-
-def _accuracy(
-    original: ir.Model,
-    rewritten: ir.Model,
-    samples: Samples | None,
-    labels: np.ndarray[Any, Any] | None,
-    recipe: Recipe,
-    notices: list[str],
-) -> AccuracyDrop | None:
-    """What lossy passes cost, held to the recipe's max_drop; None where nothing is lossy or nothing can be measured."""
-    if all(item.exact for item in recipe.passes):
-        if recipe.max_drop is not None:
-            notices.append("--max-drop has no effect: no lossy pass runs")
-        return None
-    if samples is None:
-        notices.append("what the lossy passes cost is not measured: there is no calibration data")
-        return None
-    try:
-        cost = measure_drop(original, rewritten, samples, labels)
-    except DataError as error:
-        if labels is not None or recipe.max_drop is not None:
-            raise
-        notices.append(error.what)
-        return None
-    lost = f"{100 * cost.drop:.2f} points of {cost.measure} on {cost.samples} samples"
-    if recipe.max_drop is not None and cost.drop > recipe.max_drop:
-        raise ToleranceError(
-            f"the lossy passes cost {lost}, allowed were {100 * recipe.max_drop:.2f}",
-            advice="remove less, or allow more with --max-drop",
-        )
-    if recipe.max_drop is None and cost.drop > 0.02:
-        notices.append(f"the lossy passes cost {lost}")
-    return cost
 
 
 def _summary(item: type[Pass]) -> str:

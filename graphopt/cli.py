@@ -45,6 +45,11 @@ Inputs = Annotated[
     str | None,
     typer.Option("--inputs", metavar="DATA", help="Inputs to run on, as --calib takes them; made up by default."),
 ]
+Calib = Annotated[
+    str | None,
+    typer.Option("--calib", metavar="DATA", help="Samples: .npz, .npy, a folder (of pictures too), module:function."),
+]
+Labels = Annotated[Path | None, typer.Option("--labels", metavar="FILE.npy", help="Class indices of the samples.")]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="That the library computes on; 0 takes one a core.")
 ]
@@ -80,15 +85,8 @@ def optimize(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Of the library; from the model's name by default.")
     ] = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            "--calib", metavar="DATA", help="Samples: .npz, .npy, a folder (of pictures too), module:function."
-        ),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE.npy", help="Class indices of the samples.")
-    ] = None,
+    calib: Calib = None,
+    labels: Labels = None,
     max_drop: Annotated[
         float | None,
         typer.Option("--max-drop", metavar="D", help="Accuracy that lossy passes may cost, as a fraction."),
@@ -167,6 +165,14 @@ def inspect(
     ] = None,
     shapes: Shapes = None,
     plugins: Plugins = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what quantizing each layer alone costs; needs --calib.")
+    ] = False,
+    calib: Calib = None,
+    labels: Labels = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", help="That --sensitivity runs each layer on; 32 by default.")
+    ] = None,
     text: Annotated[
         bool, typer.Option("--ir", help="Print the graph as text, its shapes as --shape binds them.")
     ] = False,
@@ -178,7 +184,15 @@ def inspect(
         return
     with console.progress_bar() as progress:
         result = graphopt.inspect(
-            model, target=target, shapes=_shapes(shapes), plugins=plugins or (), progress=progress
+            model,
+            target=target,
+            shapes=_shapes(shapes),
+            plugins=plugins or (),
+            sensitivity=sensitivity,
+            calib=calib,
+            labels=labels,
+            samples=samples,
+            progress=progress,
         )
     console.print_warnings(result.report["warnings"])
     if json:

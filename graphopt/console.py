@@ -92,6 +92,8 @@ def print_optimized(result: OptimizeResult) -> None:
         console.print(_passes(done, "changed"))
     if report["comparison"]:
         console.print(_outputs(report["comparison"], "outputs against the original"))
+    if report["quantization"]:
+        _print_quantization(report, console)
     library = report["library"]
     stages = ", ".join(
         f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items() if " " not in stage and seconds >= 0.05
@@ -121,7 +123,7 @@ def _storage(storage: Report | None) -> tuple[str, ...]:
 
 
 def print_inspected(report: Report) -> None:
-    """A model: its layers, its totals, its interface, and what passes could do."""
+    """A model: its layers, what passes could do, its totals, quantization, interface and sensitivity."""
     console = _console(sys.stdout)
     layers = _table("layers", "#", "layer", "operator", "outputs", "MACs", "params", "weights", "written", "notes")
     for index, layer in enumerate(report["layers"], start=1):
@@ -131,11 +133,15 @@ def print_inspected(report: Report) -> None:
     console.print(layers)
     console.print(_passes(report["passes"], "would change"))
     console.print(_totals(report))
+    if report["quantization"]:
+        _print_quantization(report, console)
     interface = _table("interface", "", "name", "type", "shape")
     for direction in ("inputs", "outputs"):
         for port in report["model"][direction]:
             _row(interface, direction[:-1], port["name"], port["type"], shape(port["shape"]))
     console.print(interface)
+    if report["sensitivity"]:
+        console.print(_sensitivity(report["sensitivity"]))
 
 
 def print_compared(result: CompareResult) -> None:
@@ -235,6 +241,32 @@ def _passes(items: Iterable[Mapping[str, Any]], changed: str) -> Table:
     return table
 
 
+def _print_quantization(report: Report, console: Console) -> None:
+    """The form, scheme and maker of a quantized model, and how many layers of each operator compute on integers."""
+    found = report["quantization"]
+    table = _table("quantization", "operator", "on integers", "integer weights", "in float")
+    for op, counts in found["operators"].items():
+        _row(table, op, *(str(counts[key] or "") for key in ("integer", "integer_weights", "float")))
+    console.print(table)
+    schemes = (f"{kind} {found[kind]['text']}" for kind in ("activations", "weights") if found[kind])
+    maker = report["model"]["producer"] if report["kind"] == "inspect" else ""
+    totals = report["totals"]["after"] or report["totals"]["before"]
+    integer = f"{100 * found['integer_macs'] / totals['macs']:.1f} % of the MACs on integers" if totals["macs"] else ""
+    parts = (found["form"], *schemes, integer, f"made by {maker}" if maker else "")
+    console.print(_text("; ".join(filter(None, parts))), soft_wrap=True)
+
+
+def _sensitivity(found: Mapping[str, Any]) -> Table:
+    lost = [f"lost {found['measure']}"] if found["measure"] else []
+    title = f"each layer quantized alone, on {found['samples']} samples, the worst first"
+    table = _table(title, "layer", "operator", "SQNR, dB", *lost, "MACs", "share")
+    for layer in found["layers"]:
+        drop = [f"{100 * layer['drop']:.1f} %"] if lost else []
+        share = "–" if layer["macs_share"] is None else f"{100 * layer['macs_share']:.1f} %"
+        _row(table, layer["layer"], layer["op"], number(layer["sqnr_db"]), *drop, si(layer["macs"]), share)
+    return table
+
+
 def _outputs(outputs: Iterable[Mapping[str, Any]], title: str) -> Table:
     rows = list(outputs)
     noted = any(output["note"] for output in rows)
@@ -254,8 +286,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 _NUMERIC = frozenset(
-    "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|instructions|largest error|nodes|ns|params"
-    "|relative|relative error|same top-1|share|vector|weights|written".split("|")
+    "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|in float|instructions|integer weights"
+    "|largest error|lost accuracy|lost agreement|nodes|ns|on integers|params|relative|relative error|same top-1"
+    "|share|vector|weights|written".split("|")
 )
 
 

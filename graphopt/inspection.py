@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 import graphopt.ir as graph_ir
+from graphopt.analysis.accuracy import load_labels
 from graphopt.analysis.comparison import OutputComparison, compare_runs
 from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples, probe_samples
-from graphopt.errors import GraphoptError, ModelError, ModelWarning, ShapeError
+from graphopt.errors import GraphoptError, ModelError, ModelWarning, ShapeError, UsageError
 from graphopt.formatting import Report, plain
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
 from graphopt.pipeline.manager import PassRecord, run_passes
@@ -85,6 +86,10 @@ def inspect(
     shapes: Mapping[str, Sequence[int]] | None = None,
     plugins: Sequence[str | Path] = (),
     passes: Sequence[str | Pass] | None = None,
+    sensitivity: bool = False,
+    calib: str | os.PathLike[str] | Samples | Function | None = None,
+    labels: str | os.PathLike[str] | np.ndarray[Any, Any] | None = None,
+    samples: int | None = None,
     progress: Progress = silent,
 ) -> InspectResult:
     """Look at a model: what its layers cost, and what each pass on its own could do to it.
@@ -94,11 +99,16 @@ def inspect(
         target: what the passes may know of the target.
         shapes: static shapes of inputs. An unknown batch is taken as 1; sizes that stay unknown leave numbers open.
         passes: those to try; by default every registered pass with its default options.
+        sensitivity: measure what quantizing each layer alone costs, after clean-up; needs `calib`.
+        calib, labels: as for `optimize`; for the sensitivity alone.
+        samples: on how many samples each layer is run, 32 by default; ranges are taken from all.
         plugins, progress: as for `optimize`.
 
     Raises:
         UsageError, ModelError: as their documentation says. A pass that fails is a warning in the report.
+        DataError: the samples or labels do not fit.
     """
+    _check_data(sensitivity, calib, labels, samples)
     for plugin in plugins:
         load_plugin(plugin)
     description = None if target is None else TARGETS.find(target)
@@ -121,8 +131,55 @@ def inspect(
             except GraphoptError as error:
                 notices.append(f"{format_spec(item)} cannot be tried: {error.what}")
         progress(len(chosen), len(chosen), "")
-        report = build_report("inspect", before, passes=records, target=description, warnings=dict.fromkeys(notices))
+        measured = None
+        if sensitivity and calib is not None:
+            data = calib if isinstance(calib, Samples) else load_samples(calib, loaded)
+            classes = labels if labels is None or isinstance(labels, np.ndarray) else load_labels(Path(labels))
+            context = PassContext(target=description, calibration=data, labels=classes, progress=progress)
+            measured = _sensitivity(loaded, context, samples)
+        report = build_report(
+            "inspect",
+            before,
+            passes=records,
+            target=description,
+            sensitivity=measured,
+            warnings=dict.fromkeys(notices),
+        )
     return InspectResult(loaded, report)
+
+
+def _check_data(sensitivity: bool, calib: object, labels: object, samples: int | None) -> None:
+    if sensitivity and calib is None:
+        raise UsageError("--sensitivity runs the model on samples, and there are none", advice="add --calib DATA")
+    for name, given in (("calib", calib), ("labels", labels), ("samples", samples)):
+        if given is not None and not sensitivity:
+            raise UsageError(f"--{name} is for --sensitivity alone", advice=f"add --sensitivity, or leave --{name} out")
+    if samples is not None and samples < 1:
+        raise UsageError(f"--samples is {samples}, expected 1 at least")
+
+
+def _sensitivity(model: ir.Model, context: PassContext, samples: int | None) -> Report:
+    """What quantizing each layer of the cleaned model alone costs, the worst first, in the types of JSON."""
+    from graphopt.passes.cleanup import DEFAULT
+    from graphopt.passes.quantize.quantize import Quantize
+    from graphopt.passes.quantize.sensitivity import SAMPLES
+
+    cleaned = graph_ir.clone(model)
+    run_passes(cleaned, [parse_spec(spec) for spec in DEFAULT], context, compare=False)
+    found = Quantize().sensitivity(cleaned, context, SAMPLES if samples is None else samples)
+    macs = sum(layer.macs or 0 for layer in found.layers)
+    layers = [
+        {
+            "layer": layer.layer,
+            "op": layer.op,
+            "sqnr_db": layer.sqnr_db,
+            "drop": layer.drop,
+            "macs": layer.macs,
+            "macs_share": None if layer.macs is None or not macs else layer.macs / macs,
+        }
+        for layer in sorted(found.layers, key=lambda layer: layer.sqnr_db)
+    ]
+    return {"measure": found.measure, "samples": found.samples, "layers": layers}
 
 
 def compare(

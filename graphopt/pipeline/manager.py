@@ -7,7 +7,7 @@ changed ends the run with an error that names it. A user's mistake that a pass f
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +79,7 @@ def run_passes(
     exact_tolerance: float = EXACT_TOLERANCE,
     dump_ir: Path | None = None,
     compare: bool = True,
+    before_each: Callable[[Pass, ir.Model], None] | None = None,
 ) -> list[PassRecord]:
     """Rewrite `model` in place by each pass in turn. After an error its state is undefined.
 
@@ -92,6 +93,7 @@ def run_passes(
         exact_tolerance: the same for exact passes, against the outputs before them; `pipeline.outputs` gives reasons.
         dump_ir: folder for the graph before the first pass and after each pass that changes it, as .onnx and .txt.
         compare: whether outputs are compared; a dry run does without.
+        before_each: called with each pass and the model before it runs, which it leaves as it is.
 
     Raises:
         PassError: a pass raised, broke the graph or its interface, was wrong about `changed`, or is exact and
@@ -114,6 +116,8 @@ def run_passes(
         spec = format_spec(item)
         context.progress(number - 1, len(passes), spec)
         name = f"{number:02d}-{item.name}"
+        if before_each is not None:
+            before_each(item, model)
         start = time.perf_counter()
         try:
             result = _run_one(item, spec, model, context)

@@ -19,6 +19,8 @@ import onnx_ir as ir
 
 import graphopt
 from graphopt.analysis.cost import LayerCost, layer_costs, total
+from graphopt.analysis.layer_noise import named_precisions
+from graphopt.analysis.quantization import quantization
 from graphopt.formatting import Report, plain
 from graphopt.ir import fingerprint
 
@@ -41,6 +43,8 @@ class Snapshot:
     model: dict[str, Any]
     totals: dict[str, int | None]
     layers: tuple[LayerCost, ...]
+    precisions: Mapping[str, str]  # by layer, what it computes in
+    quantization: dict[str, Any] | None  # None for a model in floats
 
     @classmethod
     def of(cls, model: ir.Model, *, name: str, file_bytes: int | None) -> Snapshot:
@@ -59,6 +63,8 @@ class Snapshot:
             },
             totals={"nodes": nodes, **sums, "file_bytes": file_bytes},
             layers=costs,
+            precisions={name: str(precision) for name, precision in named_precisions(model).items()},
+            quantization=_quantization(model, costs),
         )
 
 
@@ -74,6 +80,8 @@ def build_report(
     recipe: Mapping[str, Any] | None = None,
     library: Library | None = None,
     library_name: str = "",
+    noise: Mapping[str, float] | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
     warnings: Iterable[str] = (),
 ) -> Report:
     """Put a report together.
@@ -87,6 +95,8 @@ def build_report(
         accuracy: what was lost on calibration data, where it was measured.
         recipe: the resolved recipe as TOML tables.
         library_name: NAME of libNAME.so.
+        noise: SQNR in dB by layer, of those that were measured.
+        sensitivity: what quantizing one layer alone costs, in the types of JSON, where that was measured.
     """
     final = after or before
     return {
@@ -99,8 +109,10 @@ def build_report(
         "totals": {"before": before.totals, "after": None if after is None else after.totals},
         "comparison": [plain(dataclasses.asdict(output)) for output in comparison],
         "accuracy": None if accuracy is None else {**dataclasses.asdict(accuracy), "drop": accuracy.drop},
+        "quantization": final.quantization,
+        "sensitivity": None if sensitivity is None else plain(sensitivity),
         "passes": [_pass(record) for record in passes],
-        "layers": _layers(final.layers, passes if after is not None else (), library),
+        "layers": _layers(final, passes if after is not None else (), library, noise or {}),
         "library": None if library is None else _library(library, library_name),
         "warnings": list(warnings),
     }
@@ -123,6 +135,27 @@ def _port(value: ir.Value) -> dict[str, Any]:
     if value.shape is not None:
         shape = [size if isinstance(size, int) else (size.value or "?") for size in value.shape]
     return {"name": value.name, "type": "unknown" if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+
+
+def _quantization(model: ir.Model, costs: Sequence[LayerCost]) -> dict[str, Any] | None:
+    found = quantization(model)
+    if found is None:
+        return None
+    precise = named_precisions(model)
+    integer = sum(cost.macs or 0 for cost in costs if cost.name in precise and precise[cost.name].integer)
+    schemes = {"activations": found.activations, "weights": found.weights}
+    return {
+        "form": found.form,
+        **{
+            name: None if scheme is None else {**plain(dataclasses.asdict(scheme)), "text": str(scheme)}
+            for name, scheme in schemes.items()
+        },
+        "integer_macs": integer,
+        "operators": {
+            op: dict(zip(("integer", "integer_weights", "float"), counts, strict=True))
+            for op, counts in found.operators.items()
+        },
+    }
 
 
 def _target(target: TargetDescription) -> dict[str, Any]:
@@ -157,7 +190,9 @@ def _pass(record: PassRecord) -> dict[str, Any]:
     }
 
 
-def _layers(costs: Sequence[LayerCost], passes: Sequence[PassRecord], library: Library | None) -> list[dict[str, Any]]:
+def _layers(
+    model: Snapshot, passes: Sequence[PassRecord], library: Library | None, noise: Mapping[str, float]
+) -> list[dict[str, Any]]:
     declined: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
     for record in passes:
         for item in record.declined:
@@ -178,11 +213,13 @@ def _layers(costs: Sequence[LayerCost], passes: Sequence[PassRecord], library: L
             "macs": cost.macs,
             "weight_bytes": cost.weight_bytes,
             "activation_bytes": cost.activation_bytes,
+            "precision": model.precisions.get(cost.name),
+            "sqnr_db": plain(noise.get(cost.name)),
             "kernels": list(dict.fromkeys(kernels[cost.name])),
             "notes": list(cost.notes),
             "declined": declined[cost.name],
         }
-        for cost in costs
+        for cost in model.layers
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from graphopt.analysis.quantization import FLOAT
 from graphopt.formatting import TOTALS, Report, change, count, number, shape, share, si, size, worst
 
 
@@ -22,6 +23,7 @@ def to_html(report: Report) -> str:
         report=report,
         recipe=json.dumps(report["recipe"], indent=2, ensure_ascii=False),
         totals=TOTALS,
+        in_float=[item for item in report["layers"] if item["macs"] and (item["precision"] or "").startswith(FLOAT)],
         declined=[_by_reason(item) for item in report["passes"]],
         most={key: max((layer[key] or 0 for layer in report["layers"]), default=0) for key in ("macs", "weight_bytes")},
     )  # fmt: skip

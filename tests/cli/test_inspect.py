@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 
@@ -34,6 +35,58 @@ def test_inspect_leaves_the_file_alone(model: Path, run: Run) -> None:
     before = model.read_bytes()
     run("inspect", model)
     assert model.read_bytes() == before and [path.name for path in model.parent.iterdir()] == ["small.onnx"]
+
+
+def test_inspect_measures_sensitivity(model: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    data, labels = model.with_name("data.npz"), model.with_name("labels.npy")
+    np.savez(data, x=rng.normal(size=(12, 4)).astype(np.float32))
+    np.save(labels, np.zeros(12, np.int64))
+    outcome = run("inspect", model, "--sensitivity", "--calib", data, "--samples", "5")
+    assert outcome.status == 0
+    for words in ("each layer quantized alone, on 5 samples", "lost agreement", "Gemm", "100.0 %"):
+        assert words in outcome.stdout, words
+    report = json.loads(run("inspect", model, "--sensitivity", "--calib", data, "--labels", labels, "--json").stdout)
+    jsonschema.validate(report, json.loads(SCHEMA_FILE.read_text()))
+    found = report["sensitivity"]
+    assert found["measure"] == "accuracy" and found["samples"] == 12
+    (layer,) = found["layers"]
+    assert layer["op"] == "Gemm" and layer["macs"] == 12 and layer["macs_share"] == 1 and layer["sqnr_db"] > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sensitivity"], "add --calib"),
+        (["--calib", "data.npz"], "--calib is for --sensitivity alone"),
+        (["--labels", "labels.npy"], "--labels is for --sensitivity alone"),
+        (["--samples", "3"], "--samples is for --sensitivity alone"),
+        (["--sensitivity", "--calib", "data.npz", "--samples", "0"], "expected 1 at least"),
+    ],
+)
+def test_data_and_sensitivity_belong_together(arguments: list[str], words: str, model: Path, run: Run) -> None:
+    outcome = run("inspect", model, *arguments)
+    assert outcome.status == 2 and words in outcome.stderr and outcome.stdout == ""
+
+
+def test_inspect_shows_how_a_model_is_quantized(tmp_path: Path, run: Run) -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17], producer_name: "some.tool">
+        g (float[1,4] x) => (float[1,3] y) {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s) y = MatMul(d, v) }"""
+    )
+    constants = {"s": np.float32(0.1), "z": np.int8(1), "w": np.ones((4, 3), np.int8)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+    onnx.save(proto, tmp_path / "int8.onnx")
+    shown = run("inspect", tmp_path / "int8.onnx").stdout
+    for words in ("QDQ; activations int8, asymmetric, per tensor; weights int8, symmetric", "made by some.tool"):
+        assert words in shown
+    report = json.loads(run("inspect", tmp_path / "int8.onnx", "--json").stdout)
+    assert report["quantization"]["operators"] == {"MatMul": {"integer": 1, "integer_weights": 0, "float": 0}}
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((3, 4), np.float32))
+    refused = run("inspect", tmp_path / "int8.onnx", "--sensitivity", "--calib", data)
+    assert refused.status == 2 and "quantized already" in refused.stderr
 
 
 def test_inspect_ir_prints_the_text_form_alone(model: Path, run: Run) -> None:

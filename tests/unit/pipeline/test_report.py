@@ -81,9 +81,70 @@ def full_report(folder: Path, **changes: Any) -> dict[str, Any]:
         "recipe": {"target": "cortex-a76", "seed": 0, "pass": [{"name": "drop-identity", "share": 0.25}]},
         "library": library,
         "library_name": "net",
+        "noise": {"first": 31.25, "second": float("inf")},
+        "sensitivity": SENSITIVITY,
         "warnings": ["something"],
     }
     return build_report("optimize", before, **(arguments | changes))
+
+
+SENSITIVITY = {
+    "measure": "agreement",
+    "samples": 7,
+    "layers": [
+        {"layer": "first", "op": "MatMul", "sqnr_db": 20.5, "drop": 0.125, "macs": 16, "macs_share": 0.5},
+        {"layer": "second", "op": "MatMul", "sqnr_db": float("inf"), "drop": 0.0, "macs": None, "macs_share": None},
+    ],
+}
+
+
+def quantized_report() -> dict[str, Any]:
+    """On a model with one product on integers, one with integer weights, and one that a pass left alone."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17], producer_name: "tests">
+        net (float[1,4] x) => (float[1,4] y) {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(wq, s)
+            a = MatMul(d, v) b = MatMul(a, v) y = MatMul(b, w) }"""
+    )
+    constants = {
+        "s": np.float32(0.1),
+        "z": np.int8(1),
+        "wq": np.eye(4, dtype=np.int8),
+        "w": np.eye(4, dtype=np.float32),
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+    for node, name in zip(proto.graph.node, ("q", "d", "v", "integer", "weights", "first"), strict=True):
+        node.name = name
+    loaded = graph_ir.load(proto)
+    graph_ir.refresh_shapes(loaded)
+    snapshot = Snapshot.of(loaded, name="net", file_bytes=None)
+    records = run_passes(model(), [DropIdentity()], PassContext())
+    return build_report("optimize", snapshot, after=snapshot, passes=records, noise={"integer": 31.25})
+
+
+def test_a_quantized_model_says_how_and_each_layer_what_it_computes_in() -> None:
+    report = quantized_report()
+    jsonschema.validate(report, SCHEMA)
+    found = report["quantization"]
+    assert found["form"] == "QDQ + weights" and found["integer_macs"] == 16
+    assert found["operators"] == {"MatMul": {"integer": 1, "integer_weights": 1, "float": 1}}
+    assert found["activations"]["text"] == "int8, asymmetric, per tensor"
+    layers = {layer["name"]: (layer["precision"], layer["sqnr_db"]) for layer in report["layers"]}
+    assert layers == {
+        "q": (None, None),
+        "d": (None, None),
+        "v": (None, None),
+        "integer": ("int8", 31.25),
+        "weights": ("float32, weights int8", None),
+        "first": ("float32", None),
+    }
+
+
+def test_a_model_in_floats_has_no_quantization(tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    assert report["quantization"] is None and report["layers"][0]["precision"] == "float32"
+    assert [layer["sqnr_db"] for layer in report["layers"]] == [31.25, "inf"]
+    assert report["sensitivity"]["layers"][1]["sqnr_db"] == "inf" and report["sensitivity"]["samples"] == 7
 
 
 def test_the_schema_is_valid_and_of_this_version() -> None:

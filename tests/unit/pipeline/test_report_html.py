@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from graphopt.formatting import change, number, shape, share, si, size, worst
 from graphopt.pipeline.report import Snapshot, build_report
 from graphopt.pipeline.report_html import to_html
-from tests.unit.pipeline.test_report import full_report, model
+from tests.unit.pipeline.test_report import full_report, model, quantized_report
 
 
 class Page(HTMLParser):
@@ -58,7 +58,18 @@ def test_every_part_is_shown(tmp_path: Path) -> None:
         "optimized for cortex-a76 : Armv8", "1 warning something", "Before and after", "−33.3 %",
         "Outputs against the original", "top-1 agreement on 8 samples: 100.0 % before, 75.0 % after", "libnet.so",
         "drop-identity{share=0.25}", "3 → 2", "removed 1", "its <weight> is shared", "first", "MatMul", "1×4 → 1×4",
-        "matmul", "Recipe", "made by tests",
+        "matmul", "Recipe", "made by tests", "each layer quantized alone, on 7 samples",
+        "20.5 12.5 % 16 50.0%", "∞ 0.0 %",
+    ):  # fmt: skip
+        assert words.replace("\xa0", " ") in text.replace("\xa0", " "), words
+
+
+def test_a_quantized_model_is_shown_with_what_stayed_in_float_and_why() -> None:
+    text = " ".join(Page(to_html(quantized_report())).text.split())
+    for words in (
+        "Quantization QDQ + weights; 33.3 % of the MACs on integers", "MatMul 1 1 1",
+        "activations int8, asymmetric, per tensor; weights int8, symmetric, per tensor",
+        "weights 16 not said first 16 its <weight> is shared", "int8 31.25",
     ):  # fmt: skip
         assert words.replace("\xa0", " ") in text.replace("\xa0", " "), words
 
@@ -66,6 +77,7 @@ def test_every_part_is_shown(tmp_path: Path) -> None:
 def test_an_inspected_model_is_shown_without_what_it_has_not() -> None:
     text = Page(to_html(build_report("inspect", Snapshot.of(model(), name="net", file_bytes=None)))).text
     assert "as it was given" in text and "Totals" in text
+    assert "Quantization" not in text and "Sensitivity" not in text and "computes in" not in text
     assert "Library" not in text and "Recipe" not in text and "Before and after" not in text
 
 
