@@ -65,6 +65,15 @@ class Histogram:
         """The middle of each bin, float64."""
         return (self._first + np.arange(len(self.counts)) + 0.5) * 2.0**self._exponent
 
+    def counts_without_zeros(self) -> Array:
+        """The counts, float64, where the bin that begins at 0 holds no more than the larger of those beside it."""
+        counts = self.counts.astype(np.float64)
+        place = -self._first
+        beside = [counts[at] for at in (place - 1, place + 1) if 0 <= at < len(counts)]
+        if 0 <= place < len(counts) and beside:
+            counts[place] = min(counts[place], max(beside))
+        return counts
+
     def update(self, values: Array) -> None:
         """Count the values of one sample, of any shape."""
         flat = values.reshape(-1)
@@ -223,18 +232,20 @@ def squared_error(histogram: Histogram, low: float, high: float) -> float:
 def _divergence(histogram: Histogram, low: float, high: float) -> float:
     """KL divergence of the quantized from the clipped distribution, as TensorRT calibrates, per value.
 
-    The counts outside go to the outermost bins of the clipped distribution; the quantized one spreads each level's
-    own counts evenly over the bins of the level that hold any.
+    The counts outside go to the outermost bins of the clipped distribution, not to the quantized one, which spreads
+    each level's own counts evenly over the bins of the level that hold any. Zeros are exact whatever the range, and a
+    spike of them, as Relu leaves, would ask for levels as narrow as a bin: they count like the bins beside them.
     """
     if high <= low:
         return math.inf if histogram.high > histogram.low else 0.0
-    centres, counts = histogram.centres, histogram.counts.astype(np.float64)
-    inside = np.flatnonzero((centres >= low) & (centres <= high))
+    scale = (high - low) / (LEVELS - 1)
+    levels = (np.rint(histogram.centres / scale) - np.rint(low / scale)).astype(np.int64)
+    inside = np.flatnonzero((levels >= 0) & (levels < LEVELS))
     if not inside.size:
         return math.inf
     begin, end = inside[0], inside[-1] + 1
+    counts, levels = histogram.counts_without_zeros(), levels[begin:end]
     clipped = counts[begin:end].copy()
-    levels = np.clip(((centres[begin:end] - low) / (high - low) * LEVELS).astype(np.int64), 0, LEVELS - 1)
     held = np.bincount(levels, clipped, LEVELS)
     used = np.bincount(levels, clipped > 0, LEVELS)
     spread = np.divide(held, used, out=np.zeros(LEVELS), where=used > 0)[levels] * (clipped > 0)
