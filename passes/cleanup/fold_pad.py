@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -206,8 +207,16 @@ def _own_pads(user: ir.Node) -> list[int] | str:
         return f"{what} pads by {auto_pad}, and the size of its input is unknown"
     strides = user.attributes.get_ints("strides", (1,) * rank)
     dilations = user.attributes.get_ints("dilations", (1,) * rank)
+    return same_pads(auto_pad, shape[2:], kernel, strides, dilations)
+
+
+def same_pads(
+    auto_pad: str, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
+    """The pads, begins then ends, that SAME_UPPER or SAME_LOWER stand for; one number a spatial axis in each argument.
+    """
     before, after = list[int](), list[int]()
-    for size, window, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True):
+    for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (math.ceil(size / stride) - 1) * stride + (window - 1) * dilation + 1 - size)
         small, large = total // 2, total - total // 2
         before.append(small if auto_pad == "SAME_UPPER" else large)
