@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +65,7 @@ def each_run(
         at_once = max(1, min(processors(), GROUP_BYTES // max(size, 1) - 1))
         with (
             Session(model, outputs=group, threads=0 if at_once == 1 else 1) as session,
-            contextlib.closing(_runs(session, samples, at_once)) as runs,
+            contextlib.closing(side_by_side(session, samples, at_once)) as runs,
         ):
             for tensors in runs:
                 progress(done, steps, "calibrate")
@@ -74,7 +74,9 @@ def each_run(
     progress(done, steps, "calibrate")
 
 
-def _runs(session: Session, samples: Samples, at_once: int) -> Generator[Mapping[str, Array]]:
+def side_by_side(
+    session: Session, samples: Iterable[Mapping[str, Array]], at_once: int
+) -> Generator[Mapping[str, Array]]:
     """The outputs of each sample, in order; `at_once` are computed in threads while one is looked at."""
     with ThreadPoolExecutor(at_once) as pool:
         ahead: deque[Future[dict[str, Array]]] = deque()

@@ -9,6 +9,7 @@ integers are kept, which take a quarter of the room.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.execution import Session
+from graphopt.analysis.calibration import side_by_side
+from graphopt.analysis.execution import Session, processors
 
 Array = np.ndarray[Any, Any]
 
@@ -59,9 +61,12 @@ class Stages:
         functions = tuple(self._model.functions.values())
         part = ir.Model(graph, ir_version=self._model.ir_version or 8, functions=functions)
         needed = [str(value.name) for value in graph.inputs]
-        with Session(part) as session:
-            for kept in self._kept:
-                made = session.run({name: kept[name] for name in needed})
+        feeds = ({name: kept[name] for name in needed} for kept in self._kept)
+        with (
+            Session(part, threads=1) as session,
+            contextlib.closing(side_by_side(session, feeds, processors())) as runs,
+        ):
+            for kept, made in zip(self._kept, runs, strict=True):
                 yield {name: made[name] if name in made else kept[name] for name in names}
 
     def _alive(self, place: int) -> list[ir.Value]:
