@@ -29,6 +29,7 @@ _INTEGERS = {
 }  # fmt: skip
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+_SUMS = ("Add", "Concat", "Div", "Mul", "Sub")
 _CONVERTING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _TAIL = ("Add", "Relu", "Clip")  # what a kernel of integers does to its sum before it rounds
 
@@ -207,8 +208,11 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
     activations: list[str] = []
     weights: list[str] = []
     floating, dynamic = False, False
-    for value in node.inputs:
-        if value is None or constant(value) is not None or value.dtype not in _FLOATS:
+    for index, value in enumerate(node.inputs):
+        if value is None or value.dtype not in _FLOATS:
+            continue
+        if constant(value) is not None:  # a factor or a term in float; elsewhere a bias, a bound, a setting
+            floating |= index < 2 if is_standard(node, *_PRODUCTS) else is_standard(node, *_SUMS)
             continue
         producer = value.producer()
         if producer is None or producer.op_type != "DequantizeLinear":

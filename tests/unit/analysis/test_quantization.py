@@ -65,6 +65,12 @@ def test_one_operand_in_float_makes_a_layer_float() -> None:
     assert layers(found) == {"Add": "float32"}
 
 
+@pytest.mark.parametrize("body", ["y = MatMul(d, w)", f"m = Add(d, k) n = {Q}(m, s, z) y = {D}(n, s, z)"])
+def test_a_constant_in_float_makes_a_layer_float(body: str) -> None:
+    found = model(f"q = {Q}(x, s, z) d = {D}(q, s, z) {body}", k=np.ones(4, np.float32), output="float[1,N] y")
+    assert set(layers(found).values()) == {"float32"}
+
+
 def test_weights_alone() -> None:
     found = model(f"{WEIGHT} y = MatMul(x, v)")
     result = quantization(found)
