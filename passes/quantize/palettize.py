@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,12 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import UsageError
+from graphopt.errors import ModelError, ModelWarning, UsageError
 from graphopt.ir.palettes import palette_of
-from graphopt.ir.reading import constant, is_standard, opset_of
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import add_initializer
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.quantize import kmeans
+from graphopt.passes.quantize.opset import at_least
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +61,8 @@ class Palettize(Pass):
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Palettize the weights of Conv, Gemm, MatMul, recurrent layers and embeddings, in subgraphs too.
 
-        Indices are uint4 if the codebook has at most 16 entries and the model's opset is 21 or newer, else uint8.
+        A codebook of at most 16 entries has indices of 4 bits, and the model is brought to opset 21 for them; if it
+        cannot be, a warning says so, and they take 8.
 
         Raises UsageError for a number of entries or channels out of range.
         """
@@ -67,15 +70,19 @@ class Palettize(Pass):
             raise UsageError(f"entries is {self.entries}, expected 2 to {MAX_ENTRIES}")
         if self.channels < 0:
             raise UsageError(f"channels is {self.channels}, expected 0 or more")
-        nibbles = self.entries <= 16 and opset_of(model) >= _NIBBLE_OPSET
-        layers = [(node, value) for node in model.graph.all_nodes() for value in _weights(node)]
-        reasons = {value: "the layer is excluded" for node, value in layers if self._excludes(node)}
+        nibbles = self.entries <= 16
+        layers = _layers(model)
+        reasons = self._excluded(layers)
+        if nibbles and any(value not in reasons and not self._reason(value, nibbles=True) for _, value in layers):
+            nibbles = _serves_nibbles(model)
+            layers = _layers(model)
+            reasons = self._excluded(layers)
         made: list[_Made] = []
         for done, (node, value) in enumerate(layers):
             context.progress(done, len(layers), f"palette of {layer_name(node)}")
             if value in reasons:  # excluded, or shared and seen already
                 continue
-            reasons[value] = _reason_to_keep(value, self.entries, self.channels, nibbles=nibbles)
+            reasons[value] = self._reason(value, nibbles=nibbles)
             if not reasons[value]:
                 made.append(self._replace(value, nibbles=nibbles))
         declined = [
@@ -83,8 +90,16 @@ class Palettize(Pass):
         ]
         return PassResult(bool(made), _statistics(made), tuple(declined))
 
-    def _excludes(self, node: ir.Node) -> bool:
-        return any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in self.exclude)
+    def _reason(self, value: ir.Value, *, nibbles: bool) -> str:
+        return _reason_to_keep(value, self.entries, self.channels, nibbles=nibbles)
+
+    def _excluded(self, layers: Sequence[tuple[ir.Node, ir.Value]]) -> dict[ir.Value, str]:
+        """The weights that an excluded layer reads."""
+        return {
+            value: f"'{node.name}' is excluded"
+            for node, value in layers
+            if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in self.exclude)
+        }
 
     def _replace(self, value: ir.Value, *, nibbles: bool) -> _Made:
         """Let a palette compute `value`, a constant."""
@@ -135,6 +150,21 @@ class _Made:
         return 10 * math.log10(float((exact**2).sum()) / noise) if noise else math.inf
 
 
+def _serves_nibbles(model: ir.Model) -> bool:
+    """Bring the model to the opset that has uint4, in place; whether that could be done."""
+    try:
+        at_least(model, _NIBBLE_OPSET)
+    except ModelError as error:
+        warnings.warn(f"indices of palettes take 8 bits instead of 4: {error.what}", ModelWarning, stacklevel=3)
+        return False
+    return True
+
+
+def _layers(model: ir.Model) -> list[tuple[ir.Node, ir.Value]]:
+    """Each node with each of its weights."""
+    return [(node, value) for node in model.graph.all_nodes() for value in _weights(node)]
+
+
 def _weights(node: ir.Node) -> Iterator[ir.Value]:
     """The constant weights of a node, and computed ones at the places of weights; floats of two axes or more."""
     if not is_standard(node) or node.op_type not in WEIGHTS:
@@ -169,25 +199,25 @@ def _insert(weight: ir.Value, table: Array, indices: Array, shape: tuple[int, ..
     if graph is None or weight.name is None:
         raise ValueError(f"'{weight.name}' is not in a graph")
     name, grouped = weight.name, len(table) > 1
-    graph.initializers.pop(name)
     stored = indices if grouped else indices.reshape(shape)
-    index = add_initializer(graph, f"{name}:indices", stored)
+    index = add_initializer(graph, name, stored)
     if nibbles:
         index.const_value = ir.Tensor(stored.astype(ir.DataType.UINT4.numpy()), name=index.name)
         index.type = ir.TensorType(ir.DataType.UINT4)
-    book = add_initializer(graph, f"{name}:codebook", table if grouped else table[0])
-    cast = ir.node("Cast", [index], {"to": int(ir.DataType.INT32)}, name=f"{name}:cast")
+    book = add_initializer(graph, name, table if grouped else table[0])
+    cast = ir.node("Cast", [index], {"to": int(ir.DataType.INT32)}, name=f"{name}/cast")
     if grouped:
-        look = ir.node("GatherElements", [book, cast.outputs[0]], {"axis": 1}, name=f"{name}:look-up")
-        target = add_initializer(graph, f"{name}:shape", np.array(shape, np.int64))
-        nodes = [cast, look, ir.node("Reshape", [look.outputs[0], target], name=f"{name}:reshape")]
+        look = ir.node("GatherElements", [book, cast.outputs[0]], {"axis": 1}, name=f"{name}/look-up")
+        target = add_initializer(graph, name, np.array(shape, np.int64))
+        nodes = [cast, look, ir.node("Reshape", [look.outputs[0], target], name=f"{name}/reshape")]
     else:
-        nodes = [cast, ir.node("Gather", [book, cast.outputs[0]], {"axis": 0}, name=f"{name}:look-up")]
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}:0"
+        nodes = [cast, ir.node("Gather", [book, cast.outputs[0]], {"axis": 0}, name=f"{name}/look-up")]
+    graph.insert_before(graph[0], nodes)
+    for node in nodes[:-1]:
+        node.outputs[0].name = fresh_name(graph, name)
+    graph.initializers.pop(name)
     made = nodes[-1].outputs[0]
     made.name, made.type, made.shape = name, weight.type, weight.shape
-    graph.insert_before(graph[0], nodes)
     weight.replace_all_uses_with(made)
 
 

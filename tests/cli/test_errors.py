@@ -100,7 +100,7 @@ def test_an_operator_without_lowering_is_named(tmp_path: Path, run: Run) -> None
 def test_a_surprise_is_status_4_and_its_traceback_comes_on_demand(
     model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(*arguments: object) -> None:
+    def build(*arguments: object, **options: object) -> None:
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(api, "_build", build)

@@ -102,7 +102,7 @@ class TestNothingIsLeftBehind:
 
     @pytest.fixture(params=[KeyboardInterrupt, InternalError("the linker failed"), RuntimeError("surprise")])
     def fault(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BaseException:
-        def build(*arguments: object) -> None:
+        def build(*arguments: object, **options: object) -> None:
             folder = arguments[3]
             assert isinstance(folder, Path)
             (folder / "half-written").write_text("x")

@@ -46,6 +46,13 @@ def specs(recipe: Recipe) -> list[str]:
     return [format_spec(item) for item in recipe.passes]
 
 
+def test_compression_is_the_recipes_unless_the_request_says_otherwise() -> None:
+    recipe = Recipe("host", compress=True)
+    asked = [resolve(Request(recipe=recipe, compress=said)).compress for said in (None, True, False)]
+    assert asked == [True, True, False]
+    assert not resolve(Request()).compress and resolve(Request(compress=True)).compress
+
+
 def test_the_default_is_the_clean_up_for_arm() -> None:
     recipe = resolve(Request())
     assert recipe.target == "arm" and specs(recipe) == list(DEFAULT)

@@ -40,6 +40,7 @@ recipes = st.builds(
     calib=st.none() | text,
     labels=st.none() | text,
     plugins=st.lists(text, max_size=2).map(tuple),
+    compress=st.booleans(),
     shapes=st.dictionaries(text, st.lists(st.integers(1, 512), max_size=4).map(tuple), max_size=3),
     preprocess=st.none() | preprocesses,
 )
