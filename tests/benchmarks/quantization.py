@@ -63,7 +63,7 @@ def _by_graphopt(model: ir.Model, spec: str, samples: Samples) -> tuple[ir.Model
 
 def _outputs(model: ir.Model, data: Data, indices: Array, names: Sequence[str]) -> Runs:
     """The outputs `names` (all if empty) of samples; a network that streams runs on its own state from the start."""
-    with Session(model) as session:
+    with Session(model, threads=1) as session:
         if not data.carried:
             return [_chosen(session.run(_feeds(data, index)), names) for index in indices]
         state = {key: data.arrays[key][0] for key in data.carried}
