@@ -7,8 +7,10 @@ values are integers and which share a scale, `insertion` rewrites the graph, and
 from __future__ import annotations
 
 PASSES: tuple[str, ...] = (
+    "graphopt.passes.quantize.equalize:Equalize",
     "graphopt.passes.quantize.adaround:AdaRound",
     "graphopt.passes.quantize.palettize:Palettize",
     "graphopt.passes.quantize.quantize:Quantize",
     "graphopt.passes.quantize.quantize_dynamic:QuantizeDynamic",
+    "graphopt.passes.quantize.smooth_quant:SmoothQuant",
 )
