@@ -93,6 +93,9 @@ def resolve(request: Request) -> Recipe:
         compress=base.compress if request.compress is None else request.compress,
         shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},
     )
+    if not resolved.passes:
+        text = 'the recipe names no pass, and the model stays as it is; [[pass]] with name = "clean-up" is a beginning'
+        warnings.warn(text, ModelWarning, stacklevel=2)
     _check_data(resolved, request)
     return resolved
 

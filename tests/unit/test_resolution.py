@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import resolution
+from graphopt.analysis.sample_images import Preprocess
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup import DEFAULT
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
@@ -74,6 +75,12 @@ def test_a_recipe_runs_as_it_stands_and_options_override_it(tmp_path: Path) -> N
     changed = resolve(Request(recipe=path, target="host", seed=0, shapes={"b": [3]}, passes=["fold-affine"]))
     assert (changed.target, changed.seed, specs(changed)) == ("host", 0, ["fold-pad", "fold-affine"])
     assert changed.shapes == {"a": (1,), "b": (3,)}
+
+
+def test_a_recipe_for_pictures_alone_says_that_nothing_is_done() -> None:
+    recipe = Recipe("host", preprocess=Preprocess(crop=(224,)))
+    with pytest.warns(ModelWarning, match="the recipe names no pass"):
+        assert resolve(Request(recipe=recipe)).preprocess == recipe.preprocess
 
 
 def test_the_resolved_recipe_resolves_to_itself(shorthands: None) -> None:
