@@ -116,7 +116,11 @@ def _place_after(node: ir.Node, value: ir.Value, output: ir.Value, axis: int) ->
         return None
     if is_standard(node, "Transpose"):
         return list(node.attributes.get_ints("perm", list(reversed(range(len(value.shape)))))).index(axis)
-    if is_standard(node, "Reshape", "Squeeze", "Unsqueeze", "Gather"):
+    if is_standard(node, "Gather"):
+        selected = node.attributes.get_int("axis", 0) % len(value.shape)
+        more = len(output.shape) - len(value.shape)
+        return None if axis == selected else axis + more * (axis > selected)
+    if is_standard(node, "Reshape", "Squeeze", "Unsqueeze"):
         for before, after in blocks(value.shape, output.shape):
             long = [place for place in after if output.shape[place] != 1]  # an axis of one number is in some block
             if axis in before and len(long) == 1:

@@ -1,0 +1,135 @@
+"""Allocation: how many units each group gives, so that a given number of MACs is left.
+
+uniform      the same fraction of each.
+global       all units are compared by their scores: a group goes as far as a common threshold lets it.
+sensitivity  by what the model's output loses, measured group by group at several widths: as in greedy solutions of a
+             knapsack, the next units come from the group where they cost least for each MAC that they save.
+
+A group keeps at least a fraction of its units; where it is wide enough, a multiple of what the target's kernels like.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.passes.prune.budget import Budget
+from graphopt.passes.prune.importance import Ranking
+
+Array = np.ndarray[Any, Any]
+
+_BISECTIONS = 40
+
+
+class Allocation(enum.Enum):
+    """How the units that go are shared out among the groups."""
+
+    UNIFORM = "uniform"
+    GLOBAL = "global"
+    SENSITIVITY = "sensitivity"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group that may lose units: its ranking, and the numbers of units that it may lose, rising from 0."""
+
+    ranking: Ranking
+    levels: tuple[int, ...]
+
+    def gone(self, level: int) -> Array:
+        """The units that go at the `level`-th of its levels."""
+        return self.ranking.order[: self.levels[level]]
+
+
+def levels(width: int, *, least: float, multiple: int) -> tuple[int, ...]:
+    """How many units of `width` may go.
+
+    Args:
+        least: the fraction that stays, of 1 unit at least.
+        multiple: of which what stays is one, where the group is at least twice as wide.
+    """
+    floor = max(1, int(np.ceil(least * width)))
+    step = multiple if width >= 2 * multiple else 1
+    return (0, *sorted(width - kept for kept in range(floor, width) if kept % step == 0))
+
+
+def uniform(
+    candidates: Sequence[Candidate], widths: Sequence[int], budget: Budget, kept: Array, target: float
+) -> Array:
+    """What stays, bool [count]: the smallest common fraction goes that leaves at most `target` MACs."""
+
+    def chosen(fraction: float) -> list[int]:
+        return [
+            max(i for i, level in enumerate(each.levels) if level <= fraction * width + 1e-9)
+            for each, width in zip(candidates, widths, strict=True)
+        ]
+
+    return _least(candidates, budget, kept, target, chosen, 1.0)
+
+
+def by_threshold(candidates: Sequence[Candidate], budget: Budget, kept: Array, target: float) -> Array:
+    """What stays, bool [count]: the smallest common threshold of the scores that leaves at most `target` MACs."""
+
+    def chosen(threshold: float) -> list[int]:
+        return [
+            max(i for i, n in enumerate(each.levels) if n == 0 or each.ranking.scores[n - 1] <= threshold)
+            for each in candidates
+        ]
+
+    highest = max((float(each.ranking.scores[-1]) for each in candidates), default=1.0)
+    return _least(candidates, budget, kept, target, chosen, highest)
+
+
+def _least(
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    kept: Array,
+    target: float,
+    chosen: Callable[[float], list[int]],
+    high: float,
+) -> Array:
+    low = 0.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if budget.left(_after(candidates, kept, chosen(middle))) > target:
+            low = middle
+        else:
+            high = middle
+    return _after(candidates, kept, chosen(high))
+
+
+def by_loss(
+    candidates: Sequence[Candidate], losses: Sequence[Array], budget: Budget, kept: Array, target: float
+) -> Array:
+    """What stays, bool [count], with the least sum of losses that greed finds for at most `target` MACs.
+
+    Args:
+        losses: of each candidate, at each of its levels: the noise that it adds to the model's output.
+    """
+    at = [0] * len(candidates)
+    stays = kept.copy()
+    while budget.left(stays) > target:
+        best, step = np.inf, None
+        for number, (each, loss) in enumerate(zip(candidates, losses, strict=True)):
+            for level in range(at[number] + 1, len(each.levels)):
+                units = each.gone(level)
+                saved = budget.saved(stays, units[stays[units]])
+                price = (loss[level] - loss[at[number]]) / saved if saved > 0 else np.inf
+                if price < best:
+                    best, step = price, (number, level)
+        if step is None:
+            return stays
+        at[step[0]] = step[1]
+        stays = _after(candidates, kept, at)
+    return stays
+
+
+def _after(candidates: Sequence[Candidate], kept: Array, at: Sequence[int]) -> Array:
+    stays = kept.copy()
+    for each, level in zip(candidates, at, strict=True):
+        stays[each.gone(level)] = False
+    return stays

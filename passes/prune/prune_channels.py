@@ -1,0 +1,214 @@
+"""Prune channels: a smaller dense model, without training.
+
+`analysis.channels` finds the units that can go, `importance` ranks those of each group, `allocation` shares out how
+many go, `surgery` takes them out, and `reconstruction` refits the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.channels import Channels, Group, Labels, channels
+from graphopt.errors import ModelWarning, UsageError
+from graphopt.ir import clone, refresh_shapes
+from graphopt.ir.reading import is_standard
+from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
+from graphopt.passes.prune.budget import Budget
+from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank
+from graphopt.passes.prune.readers import Reader, observe, readers
+from graphopt.passes.prune.reconstruction import Settings, reconstruct
+from graphopt.passes.prune.sensitivity import losses
+from graphopt.passes.prune.surgery import remove_units
+from graphopt.passes.quantize.quantize import QUANTIZED, QUANTIZED_INTEGER
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+
+Array = np.ndarray[Any, Any]
+
+_RECORD = "graphopt.prune-channels.macs"  # metadata: the MACs that the model had before it was pruned
+_CLOSE = 1e-3  # a target that is missed by this fraction counts as met
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Remove whole channels, with everything that is coupled to them, and refit what is left."""
+
+    name: ClassVar[str] = "prune-channels"
+    exact: ClassVar[bool] = False
+
+    ratio: float = option(0.3, "fraction of the MACs to remove")
+    importance: Importance = option(Importance.SURGEON, "what a channel is judged by; surgeon and activation need data")
+    allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
+    reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
+    steps: int = option(1, "in how many rounds")
+    least: float = option(0.1, "fraction of its channels that each group keeps")
+    multiple: int | None = option(None, "what stays of wide groups is a multiple of this; the target's by default")
+    samples: int = option(256, "of the calibration data, for ranking and refitting")
+    patches: int = option(256, "places of a layer that are looked at in each sample")
+    measured: int = option(32, "samples on which sensitivity is measured")
+    damping: float = option(0.01, "how much each weight is held to its own value where the data say little")
+    hidden_width: bool = option(False, "also channels that a LayerNormalization sums over")
+    exclude: tuple[str, ...] = option((), "names of layers whose channels stay, with * and ?")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Prune the main graph to (1 - ratio) of the MACs that the model had before it was pruned first.
+
+        Raises:
+            UsageError: an option is out of its range.
+            DataError: the samples do not fit.
+        """
+        self._check()
+        quantized = next((n for n in model.graph.all_nodes() if is_standard(n, *QUANTIZED, *QUANTIZED_INTEGER)), None)
+        if quantized is not None:
+            return PassResult(False, declined=(Declined(layer_name(quantized), "its weights are quantized already"),))
+        before = Budget(model.graph, channels(model.graph)).total
+        start = float(model.metadata_props.get(_RECORD, before))
+        aim = (1 - self.ratio) * start
+        if self.ratio == 0 or before <= aim * (1 + _CLOSE):
+            return PassResult(False, {"macs-left": 1.0 if not start else before / start})
+        plan = self if context.calibration is not None else self._without_data()
+        statistics: dict[str, int | float | str] = {
+            "importance": plan.importance.value,
+            "allocation": plan.allocation.value,
+        }
+        declined: dict[Declined, None] = {}
+        original = clone(model)
+        whole = channels(original.graph, hidden_width=self.hidden_width)
+        kept = np.ones(whole.count, bool)
+        for step in range(1, self.steps + 1):
+            found = channels(model.graph, hidden_width=self.hidden_width)
+            wanted = before * (aim / before) ** (step / self.steps)
+            stays, refused = plan._choose(model, found, wanted, context)
+            declined |= dict.fromkeys(refused)
+            if stays.all():
+                break
+            kept[_numbers_in(whole, kept, found)[~stays]] = False
+            remove_units(model.graph, found, ~stays)
+            refresh_shapes(model)
+            if plan.reconstruct and context.calibration is not None:
+                settings = Settings(self.patches, self.damping, context.seed)
+                few = context.calibration.first(self.samples)
+                _, refused = reconstruct(original, model, whole, kept, few, settings, context.progress)
+                declined |= dict.fromkeys(refused)
+        gone = int((~kept).sum())
+        after = Budget(model.graph, channels(model.graph)).total
+        if gone and start:
+            model.metadata_props.setdefault(_RECORD, repr(start))
+        statistics |= {"units-removed": gone, "macs-left": round(after / start, 4) if start else 1.0}
+        if after > aim * (1 + _CLOSE) and gone:
+            statistics["short-of-target"] = round(after / start - 1 + self.ratio, 4)
+        return PassResult(gone > 0, statistics, tuple(declined))
+
+    def _check(self) -> None:
+        for name, low, high in (("ratio", 0, 0.99), ("least", 0, 1), ("damping", 1e-9, 100)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
+        for name in ("steps", "samples", "patches", "measured"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.multiple is not None and self.multiple < 1:
+            raise UsageError(f"multiple is {self.multiple}, expected 1 or more")
+
+    def _without_data(self) -> PruneChannels:
+        warnings.warn(
+            "there is no calibration data: channels are judged by their weights, all groups give the same fraction, "
+            "and nothing is refitted; give samples with --calib",
+            ModelWarning,
+            stacklevel=3,
+        )
+        importance = Importance.L2 if self.importance in NEEDS_DATA else self.importance
+        allocation = Allocation.UNIFORM if self.allocation is Allocation.SENSITIVITY else self.allocation
+        return replace(self, importance=importance, allocation=allocation, reconstruct=False)
+
+    def _choose(
+        self, model: ir.Model, found: Channels, target: float, context: PassContext
+    ) -> tuple[Array, tuple[Declined, ...]]:
+        """The units that stay, bool [count], so that `target` MACs are left."""
+        groups, declined = self._free(found)
+        budget = Budget(model.graph, found)
+        multiple = self.multiple or (context.target.channel_multiple if context.target is not None else 1)
+        measured, refused = self._observed(model, groups, found, context)
+        rng = context.rng()
+        candidates = [
+            Candidate(
+                rank(group, found, measured, self.importance, rng),
+                levels(group.width, least=self.least, multiple=multiple),
+            )
+            for group in groups
+        ]
+        kept = np.ones(found.count, bool)
+        kept = self._allocated(model, groups, candidates, measured, budget, kept, target, context)
+        _keep_one(found, kept, candidates)
+        declined += [Declined(layer_name(node), f"it is not refitted: {reason}") for node, reason in refused.items()]
+        return kept, tuple(declined)
+
+    def _free(self, found: Channels) -> tuple[list[Group], list[Declined]]:
+        groups, declined = [], []
+        for group in found.groups:
+            if group.protection:
+                declined.append(Declined(group.name, f"{group.width} channels stay: {group.protection[0]}"))
+            elif any(fnmatchcase(str(slot.node.name), pattern) for slot in group.slots for pattern in self.exclude):
+                declined.append(Declined(group.name, f"{group.width} channels stay: excluded by the options"))
+            elif group.width > 1:
+                groups.append(group)
+        return groups, declined
+
+    def _observed(
+        self, model: ir.Model, groups: Sequence[Group], found: Channels, context: PassContext
+    ) -> tuple[dict[ir.Node, Reader], dict[ir.Node, str]]:
+        needed = self.importance in NEEDS_DATA or self.allocation is Allocation.SENSITIVITY
+        if context.calibration is None or not needed:
+            return {}, {}
+        measured, refused = readers(groups, found)
+        few = context.calibration.first(self.samples)
+        observe(model, measured, few, self.patches, context.seed, context.progress)
+        return measured, refused
+
+    def _allocated(
+        self,
+        model: ir.Model,
+        groups: Sequence[Group],
+        candidates: Sequence[Candidate],
+        measured: dict[ir.Node, Reader],
+        budget: Budget,
+        kept: Array,
+        target: float,
+        context: PassContext,
+    ) -> Array:
+        if self.allocation is Allocation.GLOBAL:
+            return by_threshold(candidates, budget, kept, target)
+        if self.allocation is Allocation.UNIFORM or context.calibration is None:
+            return uniform(candidates, [group.width for group in groups], budget, kept, target)
+        few = context.calibration.first(self.measured)
+        found = losses(model, groups, candidates, measured, few, context.progress, refit=self.reconstruct)
+        return by_loss(candidates, found, budget, kept, target)
+
+
+def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> None:
+    """No axis may lose all: the most important unit that it would lose stays."""
+    worth = np.zeros(found.count)
+    for each in candidates:
+        worth[each.ranking.order] = np.arange(len(each.ranking.order))
+    for axes in found.axes.values():
+        for units in axes.values():
+            if units.size and not kept[units].any():
+                kept[units[int(np.argmax(worth[units]))]] = True
+
+
+def _numbers_in(whole: Channels, kept: Array, found: Channels) -> Labels:
+    """The number in `whole` of each unit of `found`, which is what is left of it, matched by place."""
+    values = {value.name: value for value in whole.axes}
+    numbers = np.full(found.count, -1)
+    for value, axes in found.axes.items():
+        for axis, units in axes.items():
+            before = whole.units_of(values.get(value.name), axis)
+            if before is not None:
+                numbers[units] = before[kept[before]]
+    return numbers

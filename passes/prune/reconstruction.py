@@ -1,0 +1,191 @@
+"""Reconstruction: refit what is left to give what the whole model gave, without training.
+
+From front to back, each layer with a constant weight is fitted to the output that it had in the original model, from
+the input that it has now, behind layers that are fitted already:
+
+    min over W, b of E‖y − W x − b‖² + λ‖W − W₀‖²    →    W = (K + λ W₀) (G + λ I)⁻¹,  b = E[y] − W E[x]
+
+with G = E[x xᵀ] and K = E[y xᵀ] about the means (Y. He and others, Channel pruning for accelerating very deep neural
+networks, 2017, section 3.1, with the original's activations as the goal). Where the layer's output is added to another
+value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.channels import Channels
+from graphopt.analysis.samples import Samples
+from graphopt.analysis.stages import Stages, bytes_kept
+from graphopt.ir.reading import constant, is_standard
+from graphopt.passes.cleanup.constants import set_constant
+from graphopt.passes.prune.readers import MOST_FEATURES
+from graphopt.passes.quantize.patches import columns, from_matrix, places_of, to_matrix, why_not
+from graphopt.pipeline.base import Declined, Progress
+
+Array = np.ndarray[Any, Any]
+
+STATE_BYTES = 512 << 20  # of what both models keep between two layers, for all samples
+
+
+@dataclass(frozen=True)
+class Settings:
+    """patches: places of a layer's output for each sample. damping: λ, of the mean of G's diagonal."""
+
+    patches: int
+    damping: float
+    seed: int
+
+
+def reconstruct(
+    original: ir.Model,
+    pruned: ir.Model,
+    found: Channels,
+    kept: Array,
+    samples: Samples,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[int, tuple[Declined, ...]]:
+    """Refit the layers of `pruned`, in place; how many, and which were left as they are.
+
+    Args:
+        original: the graph that `found` was made of.
+        pruned: the same without the units that go: its nodes stand in the same order, with the same names of values.
+        kept: bool [found.count], the units that are left.
+    """
+    largest = max(bytes_kept(original) + bytes_kept(pruned), 1)
+    few = samples.first(max(1, STATE_BYTES // largest))
+    before, after = (Stages(model, tuple(few)) for model in (original, pruned))
+    rng = np.random.default_rng(settings.seed)
+    changed: set[ir.Value] = set()
+    done, declined = 0, []
+    nodes = list(zip(original.graph, pruned.graph, strict=True))
+    for number, (old, new) in enumerate(nodes):
+        progress(number, len(nodes), f"refit {new.name}")
+        touched = any(value in changed for value in new.inputs) or _cut(old, new)
+        if not touched:
+            continue
+        changed.update(new.outputs)
+        weight = constant(new.inputs[1]) if len(new.inputs) > 1 else None
+        if not is_standard(new, "Conv", "Gemm", "MatMul") or weight is None or new.inputs[0] not in changed:
+            continue
+        reason = why_not(new, 1, weight)
+        if not reason and to_matrix(new, weight).shape[-1] > MOST_FEATURES:
+            reason = f"it sums over more than {MOST_FEATURES} numbers"
+        if reason:
+            declined.append(Declined(new.name or new.op_type, f"it is not refitted: {reason}"))
+            continue
+        before.advance(old)
+        after.advance(new)
+        _refit(old, new, (before, after), found, kept, settings, rng)
+        done += 1
+    return done, tuple(declined)
+
+
+def _cut(old: ir.Node, new: ir.Node) -> bool:
+    """Whether a constant of the node has lost positions."""
+    shapes = [
+        [value.shape for value in node.inputs if value is not None and value.is_initializer()] for node in (old, new)
+    ]
+    return shapes[0] != shapes[1]
+
+
+def _refit(
+    old: ir.Node,
+    new: ir.Node,
+    stages: tuple[Stages, Stages],
+    found: Channels,
+    kept: Array,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> None:
+    weight = constant(new.inputs[1])
+    given, result = new.inputs[0], old.outputs[0]
+    if weight is None or given is None:
+        return
+    matrix = to_matrix(new, weight).astype(np.float64)
+    other = _addend(old, new)
+    wanted_names = [str(result.name), *([str(other[0].name)] if other else [])]
+    found_names = [str(given.name), *([str(other[1].name)] if other else [])]
+    sums = _Sums(matrix.shape)
+    for wanted, have in zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True):
+        entering = have[str(given.name)]
+        goal = _remaining(wanted[str(result.name)], result, found, kept)
+        if other:
+            shortcut = _remaining(wanted[str(other[0].name)], other[0], found, kept)
+            goal = goal + shortcut - have[str(other[1].name)]
+        total = places_of(new, weight, entering)
+        places = np.arange(total) if total <= settings.patches else rng.choice(total, settings.patches, replace=False)
+        rows = _rows(new, goal)[places].reshape(len(places), matrix.shape[0], -1).swapaxes(0, 1)
+        sums.add(columns(new, weight, entering, places), rows)
+    has_bias = len(new.inputs) > 2 and new.inputs[2] is not None
+    free = new.op_type == "Conv" or (new.op_type == "Gemm" and has_bias)
+    fitted, bias = sums.solve(matrix, settings.damping, centred=free)
+    set_constant(new, 1, from_matrix(new, fitted, weight.shape).astype(np.float32))
+    if free:
+        shape = constant(new.inputs[2]).shape if has_bias else bias.shape  # type: ignore[union-attr]  # a constant
+        if bias.size == int(np.prod(shape)):
+            set_constant(new, 2, bias.reshape(shape).astype(np.float32), base=f"{new.outputs[0].name}/bias")
+
+
+def _addend(old: ir.Node, new: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The other operand of the Add that alone reads the node's output, before and after; None if there is no such."""
+    users = old.outputs[0].consumers()
+    if len(users) != 1 or not is_standard(users[0], "Add") or old.outputs[0].is_graph_output():
+        return None
+    index = 1 - next(i for i, value in enumerate(users[0].inputs) if value is old.outputs[0])
+    one, two = users[0].inputs[index], new.outputs[0].consumers()[0].inputs[index]
+    same = one is not None and one.shape is not None and one.shape == old.outputs[0].shape
+    if one is None or two is None or not same or constant(one) is not None:
+        return None
+    return one, two
+
+
+def _remaining(array: Array, value: ir.Value, found: Channels, kept: Array) -> Array:
+    """The positions that are left of every axis."""
+    for axis, units in found.axes.get(value, {}).items():
+        array = np.compress(kept[units], array, axis=axis)
+    return array
+
+
+def _rows(node: ir.Node, output: Array) -> Array:
+    """[places, outputs], in the order of `columns`."""
+    if node.op_type == "Conv":
+        return np.moveaxis(output, 1, -1).reshape(-1, output.shape[1])
+    return output.reshape(-1, output.shape[-1])
+
+
+class _Sums:
+    """Σ x xᵀ, Σ y xᵀ, Σ x, Σ y, by group."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        groups, outputs, features = shape
+        self.inputs, self.both = np.zeros((groups, features, features)), np.zeros((groups, outputs, features))
+        self.given, self.wanted = np.zeros((groups, features)), np.zeros((groups, outputs))
+        self.count = 0
+
+    def add(self, given: Array, wanted: Array) -> None:
+        """x [groups, places, features] and y [groups, places, outputs]."""
+        self.inputs += given.swapaxes(1, 2) @ given
+        self.both += wanted.swapaxes(1, 2) @ given
+        self.given += given.sum(axis=1, dtype=np.float64)
+        self.wanted += wanted.sum(axis=1, dtype=np.float64)
+        self.count += given.shape[1]
+
+    def solve(self, start: Array, damping: float, *, centred: bool) -> tuple[Array, Array]:
+        """W, [groups, outputs, features], and b, [groups * outputs]; b is 0 unless centred."""
+        inputs, both = self.inputs / self.count, self.both / self.count
+        given, wanted = self.given / self.count, self.wanted / self.count
+        if centred:
+            inputs = inputs - given[:, :, None] * given[:, None, :]
+            both = both - wanted[:, :, None] * given[:, None, :]
+        size = inputs.shape[-1]
+        held = np.maximum(damping * np.trace(inputs, axis1=1, axis2=2) / size, 1e-12)[:, None, None]
+        fitted = np.linalg.solve(inputs + np.eye(size) * held, (both + held * start).swapaxes(1, 2)).swapaxes(1, 2)
+        bias = wanted - np.einsum("gof,gf->go", fitted, given) if centred else np.zeros_like(wanted)
+        return fitted, bias.reshape(-1)
