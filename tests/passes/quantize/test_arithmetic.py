@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx.parser
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -105,6 +106,19 @@ def test_values_within_the_range_move_by_half_a_step_or_at_the_ends_one(low: flo
     moved = np.abs(dequantize(quantize(values, parameters), parameters).astype(np.float64) - values)
     # rounding the zero point shifts the grid by up to half a step, so that much of one end saturates
     assert np.all(moved <= 1.001 * float(parameters.scale) + 1e-6 * max(-low, high))
+
+
+@given(st.floats(-1e6, 0), st.floats(0, 1e6))
+@settings(deadline=None)
+def test_the_zero_point_is_the_integer_nearest_to_where_zero_falls(low: float, high: float) -> None:
+    """z = round(-128 - low/s) with s = (high - low)/255, so each end of the range is half a step from -128 and 127."""
+    assume(high - low > 1e-12)
+    parameters = activation_parameters(low, high)
+    scale, zero_point = Fraction(float(parameters.scale)), int(parameters.zero_point)
+    assert float(scale) == pytest.approx((high - low) / 255, rel=1e-6)
+    half = Fraction(1, 2) + Fraction(1, 10**4)  # float32 holds the scale to 1 part in 10^7, of 255 steps
+    assert abs(Fraction(low) / scale + zero_point + 128) <= half
+    assert abs(Fraction(high) / scale + zero_point - 127) <= half
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
