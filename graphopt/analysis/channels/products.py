@@ -112,14 +112,16 @@ def matrix_product(node: ir.Node, state: Labelling) -> None:
 
 
 def _contract(node: ir.Node, state: Labelling, left: int, right: int) -> None:
-    """Axis `left` of A and axis `right` of B are summed over."""
+    """Axis `left` of A and axis `right` of B are summed over. Of two computed operands nobody claims them: what such
+    a sum is without a channel no weight can tell.
+    """
     places = ((0, left), (1, right))
-    computed = [place for place in places if constant(node.inputs[place[0]]) is None]
-    for place in computed:
-        labels = state.claim(node, *place)
-        if labels is not None:
-            other = places[1 - place[0]]
-            state.tie(node, *other, labels, Role.IN)
+    constants = [constant(node.inputs[index]) is not None for index, _ in places]
+    if constants[0] == constants[1]:
+        return
+    labels = state.claim(node, *places[constants[0]])
+    if labels is not None:
+        state.tie(node, *places[constants[1]], labels, Role.IN)
 
 
 def _kept(node: ir.Node, state: Labelling, index: int, axis: int) -> Labels | None:

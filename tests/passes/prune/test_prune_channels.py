@@ -1,0 +1,221 @@
+"""The pass: what leaves, what stays and why, how closely what is left follows the original, and that it settles."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import graphopt.ir as graph_ir
+from graphopt.analysis.comparison import compare_runs
+from graphopt.analysis.cost import layer_costs, total
+from graphopt.analysis.execution import Session
+from graphopt.analysis.samples import Samples, probe_samples
+from graphopt.errors import ModelWarning, UsageError
+from graphopt.passes.prune.allocation import Allocation, levels
+from graphopt.passes.prune.importance import Importance
+from graphopt.passes.prune.prune_channels import PruneChannels
+from graphopt.passes.quantize.quantize import Quantize
+from graphopt.pipeline.base import PassContext
+from graphopt.pipeline.registry import TARGETS
+from tests.passes.harness import Outcome, parse, run
+from tests.passes.prune.random_networks import pictures, sequences
+
+Array = np.ndarray[Any, Any]
+Golden = Callable[[str, Outcome], None]
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]> '
+
+
+def weight(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def residual() -> ir.Model:
+    """conv1 → relu → conv2 → + shortcut → relu → pool → matrix."""
+    return parse(
+        HEAD
+        + """g (float[1,3,8,8] x) => (float[1,5] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu(a)
+            c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1) d = Relu(c)
+            e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2) s = Add(e, r) t = Relu(s)
+            p = GlobalAveragePool(t) f = Flatten(p) y = Gemm <transB = 1> (f, w3, b3) }""",
+        w0=weight(8, 3, 3, 3), b0=weight(8), w1=weight(6, 8, 3, 3, seed=1), b1=weight(6), w2=weight(8, 6, 3, 3, seed=2),
+        b2=weight(8), w3=weight(5, 8, seed=3), b3=weight(5),
+    )  # fmt: skip
+
+
+def correlated(rank: int, width: int, count: int = 40) -> tuple[ir.Model, Samples]:
+    """Two matrices with nothing between them but what a few directions of the input say."""
+    model = parse(
+        HEAD + "g (float[1,6] x) => (float[1,4] y) { h = MatMul(x, w0) y = MatMul(h, w1) }",
+        w0=weight(6, rank) @ weight(rank, width, seed=1), w1=weight(width, 4, seed=2),
+    )  # fmt: skip
+    return model, Samples({"x": weight(count, 6, seed=3)}, {"x": 1})
+
+
+def pruned(model: ir.Model, pass_: PruneChannels, samples: Samples | None = None) -> Outcome:
+    """Run the pass on a copy, and once more: the second run changes nothing."""
+    graph_ir.refresh_shapes(model)
+    after = graph_ir.clone(model)
+    context = PassContext(calibration=samples or probe_samples(model, 0, 12), target=None)
+    result = run(pass_, after, context)
+    assert result.changed == (graph_ir.to_text(after) != graph_ir.to_text(model))
+    again = graph_ir.clone(after)
+    if result.statistics.get("short-of-target") is None:
+        assert not run(pass_, again, context).changed
+    return Outcome("prune-channels", model, after, result)
+
+
+def macs(model: ir.Model) -> int:
+    return total(layer_costs(model)).macs
+
+
+def sqnr(outcome: Outcome, samples: Samples | None = None) -> float:
+    samples = samples or probe_samples(outcome.before, 1, 4)
+    runs = []
+    for model in (outcome.before, outcome.after):
+        with Session(model, threads=1) as session:
+            runs.append([session.run(feeds) for feeds in samples])
+    return min(output.sqnr_db for output in compare_runs(*runs))
+
+
+def test_golden_residual_block(golden: Golden) -> None:
+    golden("residual", pruned(residual(), PruneChannels(ratio=0.4, reconstruct=False)))
+
+
+@pytest.mark.parametrize("importance", list(Importance))
+@pytest.mark.parametrize("allocation", list(Allocation))
+def test_every_way_of_choosing_meets_the_budget(importance: Importance, allocation: Allocation) -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.4, importance=importance, allocation=allocation))
+    assert 0.3 < macs(outcome.after) / macs(outcome.before) <= 0.6 * 1.001
+    assert outcome.result.statistics["macs-left"] == pytest.approx(macs(outcome.after) / macs(outcome.before), abs=1e-4)
+
+
+def test_channels_that_others_can_replace_leave_without_a_trace() -> None:
+    model, samples = correlated(rank=2, width=8)
+    outcome = pruned(model, PruneChannels(ratio=0.75, damping=1e-6), samples)
+    assert macs(outcome.after) == macs(outcome.before) // 4
+    assert sqnr(outcome, samples) > 50
+
+
+def test_without_refitting_the_same_channels_are_missed() -> None:
+    model, samples = correlated(rank=2, width=8)
+    outcome = pruned(model, PruneChannels(ratio=0.75, reconstruct=False), samples)
+    assert sqnr(outcome, samples) < 20
+
+
+def test_the_surgeon_chooses_better_than_chance_and_refitting_helps() -> None:
+    def loss(**options: Any) -> float:
+        return sqnr(pruned(residual(), PruneChannels(ratio=0.3, **options)))
+
+    assert loss() > loss(importance=Importance.RANDOM, allocation=Allocation.UNIFORM, reconstruct=False) + 3
+
+
+def test_several_steps_meet_the_same_budget() -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.5, steps=3))
+    assert 0.3 < macs(outcome.after) / macs(outcome.before) <= 0.5 * 1.001
+
+
+def test_a_second_run_with_a_larger_ratio_goes_on_from_the_first() -> None:
+    model = residual()
+    first = pruned(model, PruneChannels(ratio=0.3))
+    second = pruned(first.after, PruneChannels(ratio=0.5))
+    assert second.result.changed
+    assert macs(second.after) / macs(model) == pytest.approx(0.5, abs=0.12) and macs(second.after) <= 0.5 * macs(model)
+
+
+def test_what_stays_is_a_multiple_where_the_group_is_wide() -> None:
+    assert levels(64, least=0.1, multiple=8) == (0, 8, 16, 24, 32, 40, 48, 56)
+    assert levels(12, least=0.1, multiple=8) == (0, *range(1, 11))
+    assert levels(16, least=0.6, multiple=4) == (0, 4)
+    model = residual()
+    graph_ir.refresh_shapes(model)
+    context = PassContext(calibration=probe_samples(model, 0, 12), target=TARGETS.find("cortex-a76"))
+    PruneChannels(ratio=0.3, multiple=4).run(model, context)
+    shapes = {name: value.shape for name, value in model.graph.initializers.items() if value.shape is not None}
+    assert all(shapes[name][0] in (4, 8) for name in ("w0", "w2"))
+
+
+def test_channels_that_reach_an_output_stay_and_the_report_says_so() -> None:
+    model = parse(HEAD + "g (float[1,3,4,4] x) => (float[1,6,4,4] y) { y = Conv(x, w) }", w=weight(6, 3, 1, 1))
+    outcome = pruned(model, PruneChannels(ratio=0.5))
+    assert not outcome.result.changed
+    assert outcome.reasons() == {"conv_0": "6 channels stay: they reach the output 'y'"}
+
+
+def test_an_operator_that_is_not_understood_protects_what_reaches_it() -> None:
+    model = parse(
+        HEAD
+        + """g (float[1,3,4,4] x) => (float[1,2,4,4] y) {
+            a = Conv(x, w0) l = LRN <size = 3> (a) y = Conv(l, w1) }""",
+        w0=weight(6, 3, 1, 1), w1=weight(2, 6, 1, 1),
+    )  # fmt: skip
+    reasons = pruned(model, PruneChannels(ratio=0.5)).reasons()
+    assert reasons["conv_0"] == "6 channels stay: LRN 'lrn_1' computes across axis 1"
+
+
+def test_excluded_layers_stay() -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.5, exclude=("conv_*",)))
+    assert not outcome.result.changed
+    assert outcome.reasons()["conv_0"] == "8 channels stay: excluded by the options"
+
+
+def test_quantized_weights_are_refused() -> None:
+    model = residual()
+    graph_ir.refresh_shapes(model)
+    run(Quantize(), model, PassContext(calibration=probe_samples(model, 0, 12)))
+    outcome = pruned(model, PruneChannels(ratio=0.5))
+    assert not outcome.result.changed
+    assert set(outcome.reasons().values()) == {"its weights are quantized already"}
+
+
+def test_a_budget_that_the_floors_do_not_allow_is_met_as_far_as_they_do() -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.9, least=0.7))
+    assert outcome.result.changed and float(outcome.result.statistics["short-of-target"]) > 0.2
+
+
+def test_without_data_weights_decide_and_a_warning_says_so() -> None:
+    model = residual()
+    graph_ir.refresh_shapes(model)
+    before = macs(model)
+    with pytest.warns(ModelWarning, match="channels are judged by their weights"):
+        result = PruneChannels(ratio=0.4).run(model, PassContext())
+    graph_ir.refresh_shapes(model)
+    assert result.statistics["importance"] == "l2" and macs(model) <= 0.6 * before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.5}, "ratio is 1.5, expected 0 to 0.99"),
+        ({"least": -1.0}, "least is -1.0, expected 0 to 1"),
+        ({"steps": 0}, "steps is 0, expected 1 or more"),
+        ({"multiple": 0}, "multiple is 0, expected 1 or more"),
+    ],
+)
+def test_options_out_of_range_are_usage_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PruneChannels(**options).run(residual(), PassContext())
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    texts = {graph_ir.fingerprint(pruned(residual(), PruneChannels(ratio=0.4)).after) for _ in range(2)}
+    assert len(texts) == 1
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=st.one_of(pictures(), sequences()), ratio=st.sampled_from((0.1, 0.3, 0.6)))
+def test_random_networks_stay_whole(model: ir.Model, ratio: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        outcome = pruned(model, PruneChannels(ratio=ratio, samples=4, measured=2, patches=8))
+    with Session(outcome.after, threads=1) as session:
+        for feeds in probe_samples(outcome.after, 0, 1):
+            assert all(np.isfinite(array).all() for array in session.run(feeds).values())
