@@ -9,6 +9,7 @@ from __future__ import annotations
 PASSES: tuple[str, ...] = (
     "graphopt.passes.quantize.equalize:Equalize",
     "graphopt.passes.quantize.adaround:AdaRound",
+    "graphopt.passes.quantize.correct_bias:CorrectBias",
     "graphopt.passes.quantize.palettize:Palettize",
     "graphopt.passes.quantize.quantize:Quantize",
     "graphopt.passes.quantize.quantize_dynamic:QuantizeDynamic",

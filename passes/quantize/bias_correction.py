@@ -18,8 +18,9 @@ import onnx_ir as ir
 from graphopt.analysis.calibration import Progress, each_run
 from graphopt.analysis.samples import Samples
 from graphopt.ir import clone
-from graphopt.passes.cleanup.rewiring import add_initializer, opset_of
+from graphopt.passes.cleanup.rewiring import add_initializer
 from graphopt.passes.quantize.arithmetic import Parameters, dequantize
+from graphopt.passes.quantize.channel_means import channel_axis, channel_mean
 from graphopt.passes.quantize.rules import Bias, Layer
 from graphopt.passes.quantize.weights import IntegerWeight
 
@@ -81,18 +82,10 @@ def _add_shift(probe: ir.Model, node: ir.Node, parameters: Parameters, weight: I
     weights = add_initializer(graph, f"{name}/weight", dequantize(weight.integers, weight.parameters))
     again = ir.node(node.op_type, [floats.outputs[0], weights, *node.inputs[2:]], attributes=dict(node.attributes))
     apart = ir.node("Sub", [again.outputs[0], node.outputs[0]])
-    rank = len(node.outputs[0].shape or (0, 0))
-    channels = rank - 1 if node.op_type == "MatMul" else 1
-    axes = [axis for axis in range(rank) if axis != channels]
-    if opset_of(probe) >= 18:
-        given = add_initializer(graph, f"{name}/axes", np.array(axes, np.int64))
-        mean = ir.node("ReduceMean", [apart.outputs[0], given], attributes={"keepdims": 0})
-    else:
-        mean = ir.node("ReduceMean", [apart.outputs[0]], attributes={"axes": axes, "keepdims": 0})
+    apart.outputs[0].type, apart.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    mean = channel_mean(probe, apart.outputs[0], channel_axis(node), name)
     nodes = [rounded, floats, again, apart, mean]
-    for index, added in enumerate(nodes):
+    for index, added in enumerate(nodes[:-1]):
         added.name = added.outputs[0].name = f"{name}/{index}"
-    mean.outputs[0].name = name
-    mean.outputs[0].type, mean.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["C"])
     graph.insert_after(node, nodes)
     return name
