@@ -88,7 +88,7 @@ def test_the_resolved_recipe_resolves_to_itself(shorthands: None) -> None:
     assert resolve(Request(recipe=read_recipe(write_recipe(recipe)))) == recipe
 
 
-@pytest.mark.parametrize("option_name", ["prune", "factorize"])  # when these passes exist, the last such case goes
+@pytest.mark.parametrize("option_name", ["factorize"])  # goes with the last case, when its pass exists
 def test_a_short_option_without_its_pass_is_refused(option_name: str) -> None:
     name = resolution.SHORTHANDS[option_name][0]
     with pytest.raises(UsageError, match=f"--{option_name} needs the pass '{name}'"):
