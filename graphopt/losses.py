@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.accuracy import AccuracyDrop, measure_drop
 from graphopt.analysis.layer_noise import layer_noise
-from graphopt.analysis.quantization import quantized_node
+from graphopt.analysis.quantization import FLOAT, precisions
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError, ToleranceError
 from graphopt.ir import clone
@@ -20,21 +20,25 @@ _LAYER_SAMPLES = 8  # that the noise of each layer is measured on: it is a mean 
 
 
 class LastFloats:
-    """The model before the first pass that quantized it: what its layers are compared with."""
+    """The model before the first pass that left float32: what the layers are compared with."""
 
     def __init__(self) -> None:
         self._model: ir.Model | None = None
 
     def keep(self, item: Pass, model: ir.Model) -> None:
         """Called before each pass."""
-        if not item.exact and quantized_node(model) is None:
+        if not item.exact and _in_floats(model):
             self._model = clone(model)
 
     def noise(self, rewritten: ir.Model, samples: Samples | None) -> dict[str, float]:
-        """SQNR of the quantized layers on a few samples; empty if there are none."""
-        if self._model is None or samples is None or quantized_node(rewritten) is None:
+        """SQNR of the layers in low precision on a few samples; empty if there are none."""
+        if self._model is None or samples is None or _in_floats(rewritten):
             return {}
         return layer_noise(self._model, rewritten, samples.first(_LAYER_SAMPLES))
+
+
+def _in_floats(model: ir.Model) -> bool:
+    return all(str(precision) == FLOAT for precision in precisions(model.graph).values())
 
 
 def accuracy_drop(

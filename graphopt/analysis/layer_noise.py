@@ -1,4 +1,4 @@
-"""What each quantized layer's result has lost: the rewritten model beside the one in float, on the same samples.
+"""What the result of each layer in low precision has lost: the rewritten model beside the one in float.
 
 A result is compared as the next layer reads it, rounded if it is rounded there, with the value of the same name in the
 float model. So the figure of a layer holds its own loss and that of the layers before it.
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.execution import Session
 from graphopt.analysis.noise import Noise
-from graphopt.analysis.quantization import Precision, precisions
+from graphopt.analysis.quantization import FLOAT, Precision, precisions
 from graphopt.analysis.samples import Samples
 
 _GROUP_BYTES = 256 << 20  # of the values of a sample that are compared in one run
@@ -29,7 +29,7 @@ def named_precisions(model: ir.Model) -> dict[str, Precision]:
 
 
 def layer_noise(original: ir.Model, rewritten: ir.Model, samples: Samples) -> dict[str, float]:
-    """SQNR in dB over all samples, by name, of each layer of the main graph that has integers.
+    """SQNR in dB over all samples, by name, of each layer of the main graph that is not computed in float32 alone.
 
     Args:
         original: the model in float whose values' names `rewritten` kept; those that it lacks are left out.
@@ -43,10 +43,10 @@ def layer_noise(original: ir.Model, rewritten: ir.Model, samples: Samples) -> di
     found = precisions(rewritten.graph)
     for index, node in enumerate(rewritten.graph):
         precision = found.get(node)
-        if precision is None or not (precision.integer or precision.weights):
+        if precision is None or str(precision) == FLOAT:
             continue
         names = _names(node)
-        if names is not None and names[0] in values and _same_type(values[names[0]], node):
+        if names[0] in values and _is_float(values[names[0]]) and _is_float(node.outputs[0]):
             pairs[node.name or f"{node.op_type}_{index}"] = names
     noises = {layer: Noise() for layer in pairs}
     for group in _groups(pairs, values):
@@ -59,7 +59,7 @@ def layer_noise(original: ir.Model, rewritten: ir.Model, samples: Samples) -> di
     return {layer: noise.sqnr_db for layer, noise in noises.items()}
 
 
-def _names(node: ir.Node) -> tuple[str, str] | None:
+def _names(node: ir.Node) -> tuple[str, str]:
     """The name that the first result of `node` has in a float model, and of what the next layer reads here."""
     value = node.outputs[0]
     readers = [use.node for use in value.uses()]
@@ -72,8 +72,8 @@ def _names(node: ir.Node) -> tuple[str, str] | None:
     return (str(value.name), str(value.name))
 
 
-def _same_type(value: ir.Value, node: ir.Node) -> bool:
-    return value.dtype is not None and value.dtype == node.outputs[0].dtype and value.dtype.is_floating_point()
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
 
 
 def _groups(pairs: Mapping[str, tuple[str, str]], values: Mapping[str | None, ir.Value]) -> Iterator[list[str]]:

@@ -4,7 +4,8 @@ QDQ        QuantizeLinear and DequantizeLinear around operators of floats. A nod
            that it reads is dequantized, and its result is quantized; a sum of products may end in float.
 QOperator  operators that take and give integers: QLinearConv, QLinearMatMul, and more in the domain com.microsoft.
 dynamic    activations quantized by their range at run time: DynamicQuantizeLinear, ConvInteger, MatMulInteger.
-weights    constants alone: DequantizeLinear of a constant that a float operator reads, MatMulNBits.
+weights    constants alone: DequantizeLinear of a constant that a float operator reads, MatMulNBits, and palettes:
+           constant indices that Gather looks up in a constant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from graphopt.ir.reading import constant, is_standard
 
 FLOAT = "float32"
+PALETTE = "palette"
 GRANULARITIES = ("tensor", "channel", "block")
 
 _INTEGERS = {
@@ -111,20 +113,23 @@ def quantized_node(model: ir.Model) -> ir.Node | None:
 
 
 def precisions(graph: ir.Graph) -> dict[ir.Node, Precision]:
-    """What each layer of `graph` computes in. Nodes that only convert, and those that make no numbers of the network
-    (shapes, indices, constants), are left out.
+    """What each layer of `graph` computes in. Left out are nodes that only convert, those that make no numbers of the
+    network (shapes, indices), and those that compute from constants alone.
     """
     found: dict[ir.Node, Precision] = {}
+    known: set[ir.Value] = set()
     for node in graph:
-        precision = _precision(node, found)
-        if precision is not None:
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value in known or constant(value) is not None for value in given):
+            known.update(node.outputs)
+        elif (precision := _precision(node, found)) is not None:
             found[node] = precision
     return found
 
 
 def quantization(model: ir.Model) -> Quantization | None:
-    """How the main graph of `model` is quantized; None if no operator says that it is."""
-    nodes = [node for node in model.graph if is_quantized_operator(node)]
+    """How the main graph of `model` is quantized; None if nothing in it is."""
+    nodes = [node for node in model.graph if is_quantized_operator(node) or _is_palette(node)]
     if not nodes:
         return None
     found = precisions(model.graph)
@@ -155,7 +160,7 @@ def _form(node: ir.Node) -> str:
         producer = _behind(node.inputs[0])
         pair = producer is not None and producer.op_type == "QuantizeLinear"
         return "QDQ" if pair else "weights" if _is_weight(node) and _reads_float(node) else ""
-    if node.op_type in _PACKED:
+    if node.op_type in _PACKED or _is_palette(node):
         return "weights"
     if node.op_type in (*_INTEGER, *_DYNAMIC, "DynamicQuantizeLinear"):
         return "dynamic"
@@ -215,6 +220,11 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
             floating |= index < 2 if is_standard(node, *_PRODUCTS) else is_standard(node, *_SUMS)
             continue
         producer = value.producer()
+        if (maker := _behind(value)) is not None and _is_palette(maker):
+            weights.append(PALETTE)
+            continue
+        if maker is not None and maker.op_type == "DequantizeLinear" and _is_weight(maker):
+            producer = maker  # moved before it is read
         if producer is None or producer.op_type != "DequantizeLinear":
             floating = True
             continue
@@ -227,6 +237,16 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
             behind = _behind(source)
             dynamic |= behind is not None and behind.op_type == "DynamicQuantizeLinear"
     return ([] if floating else activations), weights, dynamic
+
+
+def _is_palette(node: ir.Node) -> bool:
+    """Whether `node` makes a weight of constant indices, which may be stored in fewer bits, and a constant palette."""
+    if not is_standard(node, "Gather", "GatherElements") or node.outputs[0].dtype not in _FLOATS:
+        return False
+    indices = node.inputs[1].producer() if node.inputs[1] is not None else None
+    stored = indices.inputs[0] if indices is not None and is_standard(indices, "Cast") else None
+    few = stored is not None and stored.dtype in (ir.DataType.UINT8, ir.DataType.UINT4)
+    return few and constant(stored) is not None and constant(node.inputs[0]) is not None
 
 
 def _is_weight(node: ir.Node) -> bool:

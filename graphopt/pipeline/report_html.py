@@ -23,6 +23,7 @@ def to_html(report: Report) -> str:
         report=report,
         recipe=json.dumps(report["recipe"], indent=2, ensure_ascii=False),
         totals=TOTALS,
+        precise=any(item["precision"] not in (None, FLOAT) for item in report["layers"]),
         in_float=[item for item in report["layers"] if item["macs"] and (item["precision"] or "").startswith(FLOAT)],
         declined=[_by_reason(item) for item in report["passes"]],
         most={key: max((layer[key] or 0 for layer in report["layers"]), default=0) for key in ("macs", "weight_bytes")},

@@ -3,8 +3,9 @@
 Layers are ranked by the noise that each brings to the outputs (`sensitivity`) over what it costs in float: its
 multiply-accumulates and the numbers that are converted around it. That is the greedy order of a knapsack whose gains
 add up, as the noise of independent roundings does. How many of the ranking's first layers stay in float is found by
-bisection on what counts, the whole quantized model's accuracy or SQNR on all samples: a ranking of n layers takes
-about log2(n) trials, and none where the fully quantized model holds the limit.
+trials of what counts, the whole quantized model's accuracy or SQNR on all samples: first 1, 2, 4, … layers, because
+few are enough more often than many, and because a class that hangs by a hair may come back with any of them; then by
+bisection down to the last number that failed. A model that holds the limit fully quantized is not ranked at all.
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ def back_off(
             advice="leaving layers in float cannot hold that: let the passes before remove less, or allow more",
         )
     order += sorted(ranking(), key=lambda layer: (-layer.noise / _cost(layer), layer.key))
-    fails, enough = 0, len(order)
-    trials[enough] = untouched  # with all of them refused, nothing is quantized
+    trials[len(order)] = untouched  # with all of them refused, nothing is quantized
+    fails, enough = 0, min(1, len(order))
+    while enough < len(order) and not holds(enough):
+        fails, enough = enough, min(2 * enough, len(order))
     while enough - fails > 1:
         middle = (fails + enough) // 2
         fails, enough = (fails, middle) if holds(middle) else (middle, enough)

@@ -112,6 +112,22 @@ def test_packed_weights_of_another_domain() -> None:
     assert result is not None and result.form == "weights" and str(result.weights) == "uint4, symmetric, per block"
 
 
+def test_weights_of_a_palette() -> None:
+    found = model(
+        "i = Cast<to=6>(wi) v = Gather(book, i) y = MatMul(x, v)",
+        wi=np.ones((4, 3), np.uint8),
+        book=np.ones(9, np.float32),
+    )
+    assert layers(found) == {"MatMul": "float32, weights palette"}
+    result = quantization(found)
+    assert result is not None and result.form == "weights" and result.operators == {"MatMul": (0, 1, 0)}
+
+
+def test_what_is_computed_from_constants_alone_is_no_layer() -> None:
+    found = model(f"v = {D}(wt, s) t = Transpose<perm=[1,0]>(v) y = MatMul(x, t)", wt=np.ones((3, 4), np.int8))
+    assert layers(found) == {"MatMul": "float32, weights int8"}
+
+
 def test_two_forms_are_both_named() -> None:
     found = model(
         f"q = {Q}(x, s, z) d = {D}(q, s, z) {WEIGHT} p = MatMul(d, v) u, us, uz = DynamicQuantizeLinear(p)"
