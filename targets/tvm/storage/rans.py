@@ -101,19 +101,19 @@ def _table(frequencies: Array) -> bytes:
 
 def _encode(symbols: Array, frequencies: Array, lanes: int) -> tuple[Array, Array]:
     """The states at the end, uint32[lanes], and the words in the order in which the decoder takes them back."""
-    starts = (np.cumsum(frequencies) - frequencies).astype(np.uint32)[symbols]
-    widths = frequencies.astype(np.uint32)[symbols]
-    highest = ((frequencies.astype(np.uint64) << (32 - PRECISION)) - 1).astype(np.uint32)[symbols]
-    spreads = np.uint32(_TOTAL) - widths  # ⌊x / f⌋ M + x mod f = x + ⌊x / f⌋ (M − f)
+    widths = frequencies.astype(np.uint64)
+    starts, highest = np.cumsum(widths) - widths, (widths << np.uint64(32 - PRECISION)) - 1
+    # ⌊x / f⌋ M + x mod f = x + ⌊x / f⌋ (M − f)
+    table = np.stack([starts, widths, highest, _TOTAL - widths]).astype(np.uint32)
     states = np.full(lanes, _LOWEST, np.uint32)
     if frequencies.max() == _TOTAL:  # one symbol takes no bits
         return states, np.empty(0, np.uint32)
     words: list[Array] = []
     for begin in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
-        step = slice(begin, begin + lanes)
-        x = states[: len(symbols) - begin]
-        full = x > highest[step]
+        start, width, high, spread = table[:, symbols[begin : begin + lanes]]
+        x = states[: len(start)]
+        full = x > high
         words.append(x[full])
         np.right_shift(x, _HALF, out=x, where=full)
-        x += x // widths[step] * spreads[step] + starts[step]
+        x += x // width * spread + start
     return states, np.concatenate(words[::-1]) & 0xFFFF
