@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.channels import Channels, Group, Labels, channels
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
@@ -34,6 +35,7 @@ Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.prune-channels.macs"  # metadata: the MACs that the model had before it was pruned
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
+_TRIALS = 5  # of ratios, to hold a limit
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,48 @@ class PruneChannels(Pass):
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Prune the main graph to (1 - ratio) of the MACs that the model had before it was pruned first.
 
+        Where the context limits what may be lost, less is removed if need be, found by bisection.
+
         Raises:
             UsageError: an option is out of its range.
-            DataError: the samples do not fit.
+            DataError: the samples do not fit, or a loss is limited that cannot be measured.
         """
         self._check()
         quantized = next((n for n in model.graph.all_nodes() if is_standard(n, *QUANTIZED, *QUANTIZED_INTEGER)), None)
         if quantized is not None:
             return PassResult(False, declined=(Declined(layer_name(quantized), "its weights are quantized already"),))
+        samples, limit = context.calibration, context.max_drop
+        if samples is None or limit is None:
+            return self._prune(model, context)
+        original = context.original or clone(model)
+        low, high = 0.0, self.ratio
+        best: tuple[ir.Model, PassResult] | None = None
+        for trial in range(_TRIALS):
+            ratio = high if trial == 0 else (low + high) / 2
+            candidate = clone(model)
+            result = replace(self, ratio=ratio)._prune(candidate, context)
+            drop = measure_drop(original, candidate, samples, context.labels).drop
+            if drop <= limit:
+                low, best = ratio, (candidate, result)
+                if trial == 0:
+                    break
+            else:
+                high = ratio
+        if best is None:
+            reason = f"removing {high:.3f} of the MACs costs more than the {100 * limit:.2f} points that are allowed"
+            return PassResult(False, declined=(Declined("model", reason),))
+        candidate, result = best
+        if result.changed:
+            model.graph = candidate.graph
+            model.metadata_props.update(candidate.metadata_props)
+        return replace(result, statistics={**result.statistics, "ratio-held": round(low, 4)})
+
+    def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
         before = Budget(model.graph, channels(model.graph)).total
         start = float(model.metadata_props.get(_RECORD, before))
         aim = (1 - self.ratio) * start
         if self.ratio == 0 or before <= aim * (1 + _CLOSE):
-            return PassResult(False, {"macs-left": 1.0 if not start else before / start})
+            return PassResult(False, {"macs-left": 1.0 if not start else round(before / start, 4)})
         plan = self if context.calibration is not None else self._without_data()
         statistics: dict[str, int | float | str] = {
             "importance": plan.importance.value,
