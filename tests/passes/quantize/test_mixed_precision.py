@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples
-from graphopt.errors import DataError, ToleranceError, UsageError
+from graphopt.errors import DataError, ModelWarning, ToleranceError, UsageError
 from graphopt.passes.quantize.mixed_precision import Limit, Refused, back_off
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.passes.quantize.sensitivity import LayerSensitivity, output_noise
@@ -21,6 +24,8 @@ from graphopt.pipeline.base import PassContext
 from tests.passes.harness import Outcome, parse, run
 from tests.passes.quantize.test_sensitivity import HEAD, network, samples, weight
 
+CHANNELS = st.sampled_from([1, 3, 5, 7, 17])
+KINDS = st.sampled_from(["conv", "relu", "add", "pool", "depthwise"])
 SPOILED = 300.0  # the weight that leaves nothing of the others in int8, if they share its scale
 
 
@@ -29,7 +34,10 @@ def outcome(model: ir.Model, data: Samples, pass_: Quantize, **context: Any) -> 
     after = graph_ir.clone(model)
     result = run(pass_, after, PassContext(calibration=data, **context))
     text = graph_ir.to_text(after)
-    assert not run(pass_, after, PassContext(calibration=data, **context)).changed and graph_ir.to_text(after) == text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)  # that it is quantized already
+        again = run(pass_, after, PassContext(calibration=data, **context))
+    assert not again.changed and graph_ir.to_text(after) == text
     return Outcome("quantize", model, after, result)
 
 
@@ -146,3 +154,30 @@ def test_noise_is_weighed_against_work() -> None:
     """30 dB at a hundred times the work goes after 40 dB: ten times the noise for a hundred times the cost."""
     refused, _, _ = searched(["quiet"], [layer("loud", 30.0, 100_000), layer("quiet", 40.0, 1_000)])
     assert list(refused) == ["quiet"]
+
+
+@given(
+    st.lists(st.sampled_from(["conv", "relu", "add", "pool", "depthwise"]), max_size=6), CHANNELS, st.integers(15, 60)
+)
+@settings(deadline=None, max_examples=8)
+def test_random_networks_hold_the_floor_or_stay_in_float(kinds: list[str], channels: int, floor: int) -> None:
+    written = {
+        "conv": "Conv<pads=[1,1,1,1]>({0}, w)",
+        "depthwise": f"Conv<pads=[1,1,1,1], group={channels}>({{0}}, d)",
+        "relu": "Relu({0})",
+        "add": "Add({0}, v0)",
+        "pool": "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>({0})",
+    }
+    body = ["v0 = Conv(x, w_in)", *(f"v{i + 1} = {written[kind].format(f'v{i}')}" for i, kind in enumerate(kinds))]
+    weights = {"w_in": weight(channels, 3, 1, 1)}
+    weights |= {"w": weight(channels, channels, 3, 3, seed=1) / np.float32(3)} if "conv" in kinds else {}
+    weights |= {"d": weight(channels, 1, 3, 3, seed=2) / np.float32(3)} if "depthwise" in kinds else {}
+    text = f"g (float[1,3,6,6] x) => (float[1,{channels},6,6] v{len(kinds)}) {{ {' '.join(body)} }}"
+    model = parse(HEAD + text, **weights)
+    graph_ir.refresh_shapes(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        found = outcome(model, samples(10), Quantize(min_sqnr=float(floor)))
+    assert output_noise(model, found.after, samples(10)) >= floor
+    kept = found.result.statistics["layers-back-in-float"]
+    assert kept == len(in_float(found)) and (found.result.changed or kept)
