@@ -26,6 +26,8 @@ SHORTHANDS: Mapping[str, tuple[str, str]] = {
 SCHEMES: Mapping[str, str] = {
     "int8": "quantize{scheme=int8}",
     "dynamic-int8": "quantize-dynamic",
+    "weights-int8": "quantize-weights{bits=8}",
+    "weights-int4": "quantize-weights{bits=4}",
 }
 
 

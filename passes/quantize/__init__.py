@@ -13,5 +13,6 @@ PASSES: tuple[str, ...] = (
     "graphopt.passes.quantize.palettize:Palettize",
     "graphopt.passes.quantize.quantize:Quantize",
     "graphopt.passes.quantize.quantize_dynamic:QuantizeDynamic",
+    "graphopt.passes.quantize.quantize_weights:QuantizeWeights",
     "graphopt.passes.quantize.smooth_quant:SmoothQuant",
 )

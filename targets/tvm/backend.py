@@ -53,9 +53,10 @@ class TvmBackend:
             clock = _Clock(timings, progress)
             clock.start("import to Relax")
             model = prepare(model)
-            module = import_model(model)
-            clock.start("fuse operators")
             tvm_target = codegen.tvm_target(target)
+            with tvm_target:  # some weights are packed at once, as the core's kernels read them
+                module = import_model(model)
+            clock.start("fuse operators")
             lowered = lower(module, tvm_target)
             clock.start("schedule kernels")
             symbols = {function: f"{name}_kernel{i}_{function}" for i, function in enumerate(lowered.functions)}

@@ -24,6 +24,7 @@ from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
 from graphopt.targets.tvm.palettes import expand_palettes
 from graphopt.targets.tvm.quantized.dynamic import rewrite_dynamic
 from graphopt.targets.tvm.quantized.rewrite import rewrite
+from graphopt.targets.tvm.quantized.stored_weights import rewrite_stored_weights
 
 OLDEST_OPSET = 13  # TVM's converters know little of what changed before: Slice, Clip, Pad, Squeeze … by attributes
 WORKING_OPSET = 17
@@ -48,7 +49,7 @@ def prepare(model: ir.Model) -> ir.Model:
         model = _expand(gir.clone(model), nodes)
         gir.refresh_shapes(model)
         _fold(model)
-    return rewrite_dynamic(rewrite(model))
+    return rewrite_stored_weights(rewrite_dynamic(rewrite(model)))
 
 
 def _nodes_to_expand(model: ir.Model) -> list[int]:

@@ -32,7 +32,10 @@ def parse(text: str) -> ir.Model:
 
 def lowered(model: ir.Model, target: TargetDescription = HOST) -> Lowered:
     """The model's kernels and calls."""
-    return lower(import_model(prepare(model)), codegen.tvm_target(target))
+    made = codegen.tvm_target(target)
+    with made:
+        module = import_model(prepare(model))
+    return lower(module, made)
 
 
 def program(model: ir.Model, path: Path, *, scheduled: bool = True) -> Program:

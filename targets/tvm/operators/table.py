@@ -30,6 +30,7 @@ from graphopt.targets.tvm.operators import (
 )
 from graphopt.targets.tvm.operators.tensors import is_used
 from graphopt.targets.tvm.quantized.conversion import CONVERTERS as INTEGER_CONVERTERS
+from graphopt.targets.tvm.quantized.stored_weights import CONVERTERS as STORED_CONVERTERS
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
     **activation.CONVERTERS,
@@ -52,6 +53,7 @@ CONVERTERS: dict[str, Callable[..., Any]] = {
     **slicing.CONVERTERS,
     **top_k.CONVERTERS,
     **INTEGER_CONVERTERS,
+    **STORED_CONVERTERS,
 }
 
 

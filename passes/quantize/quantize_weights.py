@@ -1,0 +1,185 @@
+"""Quantize weights alone: small integers in blocks, and activations in float.
+
+    y = x ((q - z) s)        a scale s for `block` neighbours along the axis that is summed over (of Gather: along rows)
+
+Written as DequantizeLinear with block_size (opset 21) in front of MatMul, Gemm and Gather. No calibration data is
+needed. Computed as written, the result is that of the rounded weights exactly. ONNX Runtime, with its optimizations on,
+fuses the pair into MatMulNBits, which also rounds activations to 8 bits unless its session option
+`session.qdq_matmulnbits_accuracy_level` is 1.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import UsageError
+from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
+from graphopt.passes.cleanup.rewiring import add_initializer, constant, fresh_name, is_standard
+from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
+from graphopt.passes.quantize.opset import at_least
+from graphopt.passes.quantize.serving import check_served
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+
+Array = np.ndarray[Any, Any]
+
+_SERVED = ("MatMul", "Gemm", "Gather")
+_UNSERVED = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_BLOCK_OPSET, _CHANNEL_OPSET = 21, 13
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Store the weights of MatMul, Gemm and Gather as integers of 8 or 4 bits, in blocks with a scale each."""
+
+    name: ClassVar[str] = "quantize-weights"
+    exact: ClassVar[bool] = False
+
+    bits: int = option(8, "of an integer: 8 or 4")
+    block: int = option(32, "neighbours that share a scale; 0 takes a whole column")
+    symmetric: bool = option(True, "integers around 0; otherwise with a zero point for each block")
+    smallest: int = option(1024, "weights of fewer elements stay in float")
+    exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Rewrite the main graph's constant operands.
+
+        Raises:
+            UsageError: an option is out of range, or the target does not serve the scheme.
+            ModelError: the model's opset is too old and cannot be converted.
+        """
+        if self.bits not in BITS or self.block < 0:
+            raise UsageError(f"bits is {self.bits} and block {self.block}, expected 8 or 4 and a number from 0")
+        check_served(context.target, f"weights-int{self.bits}")
+        axes, declined = self._plan(model)
+        if not axes:
+            return PassResult(False, {"quantized-weights": 0}, declined)
+        if at_least(model, _BLOCK_OPSET if self.block or self.bits == 4 else _CHANNEL_OPSET):  # other nodes now
+            axes, declined = self._plan(model)
+        made: dict[tuple[ir.Value, int], ir.Value] = {}
+        totals = _Totals()
+        for number, (node, axis) in enumerate(axes.items()):
+            context.progress(number, len(axes), f"quantize {layer_name(node)}")
+            index = 0 if node.op_type == "Gather" else 1
+            value = node.inputs[index]
+            array = constant(value)
+            assert value is not None and array is not None  # _obstacle looked
+            if (value, axis) not in made:
+                blocks = quantize_blocks(array, axis, self.block, bits=self.bits, symmetric=self.symmetric)
+                made[value, axis] = _store(model.graph, value, blocks, 0 if self.block == 0 else blocks.block)
+                totals.add(array, blocks)
+            node.replace_input_with(index, made[value, axis])
+        for value, _ in made:
+            remove_unused_constant(value)
+        return PassResult(True, totals.statistics(), declined)
+
+    def _plan(self, model: ir.Model) -> tuple[dict[ir.Node, int], tuple[Declined, ...]]:
+        """The axis along which the weight of each node has its blocks, and what stays in float."""
+        axes: dict[ir.Node, int] = {}
+        declined: list[Declined] = []
+        for node in model.graph.all_nodes():
+            if is_standard(node, *_UNSERVED):
+                reason: str | None = "weight-only quantization is for MatMul, Gemm and Gather"
+            elif is_standard(node, *_SERVED):
+                reason = self._obstacle(node) if node.graph is model.graph else "it is in a subgraph"
+            else:
+                continue
+            if reason is None:
+                axes[node] = _axis(node)
+            elif reason:
+                declined.append(Declined(layer_name(node), reason))
+        return axes, tuple(declined)
+
+    def _obstacle(self, node: ir.Node) -> str | None:
+        """Why the weight of a node stays in float; empty where the node has none to speak of."""
+        index = 0 if node.op_type == "Gather" else 1
+        value = node.inputs[index]
+        array = constant(value)
+        if array is None:
+            producer = None if value is None else value.producer()
+            if producer is not None and is_standard(producer, "DequantizeLinear"):
+                return "its weight is quantized already"
+            return "" if node.op_type == "Gather" else "its right operand is no constant"
+        if array.dtype != np.float32:
+            return "" if node.op_type == "Gather" else f"its weight is {array.dtype}; only float32 is quantized"
+        pattern = next((each for each in self.exclude if fnmatch.fnmatchcase(layer_name(node), each)), None)
+        if pattern is not None:
+            return f"it is excluded by '{pattern}'"
+        if array.ndim < 2:
+            return f"its weight has the shape {list(array.shape)}, expected a matrix"
+        if array.ndim > 2 and not self.block:
+            return f"its weight has the shape {list(array.shape)}; only blocks can share scales there"
+        if array.size < self.smallest:
+            return f"its weight has {array.size} elements, fewer than {self.smallest}"
+        if not np.isfinite(array).all():
+            return "its weight holds NaN or infinity"
+        if node.op_type == "Gather" and _integer(node, "axis"):
+            return "it does not pick rows"
+        return None
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0
+
+
+def _axis(node: ir.Node) -> int:
+    """What is summed over: rows of MatMul and Gemm, columns if transposed; of Gather the last axis."""
+    index = 0 if node.op_type == "Gather" else 1
+    array = constant(node.inputs[index])
+    assert array is not None  # _obstacle looked
+    last = node.op_type == "Gather" or (node.op_type == "Gemm" and _integer(node, "transB") == 1)
+    return array.ndim - (1 if last else 2)
+
+
+def _store(graph: ir.Graph, value: ir.Value, blocks: Blocks, block_size: int) -> ir.Value:
+    """The output of a DequantizeLinear at the start of the graph."""
+    name = value.name or "weight"
+    scale, zero_point = blocks.scale, blocks.zero_point
+    attributes = {"axis": blocks.axis}
+    if block_size:
+        attributes["block_size"] = block_size
+    else:  # a scale for each index of the other axis
+        attributes["axis"] = 1 - blocks.axis
+        scale = scale.reshape(-1)
+        zero_point = None if zero_point is None else zero_point.reshape(-1)
+    inputs = [
+        add_initializer(graph, f"{name}/{blocks.integers.dtype}", blocks.integers),
+        add_initializer(graph, f"{name}/scale", scale),
+    ]
+    if zero_point is not None:
+        inputs.append(add_initializer(graph, f"{name}/zero_point", zero_point))
+    node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=fresh_name(graph, f"{name}/dequantize"))
+    output = node.outputs[0]
+    output.name = fresh_name(graph, f"{name}/dequantized")
+    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(blocks.integers.shape)
+    graph.insert_before(graph[0], node)
+    return output
+
+
+class _Totals:
+    """Bytes before and after, and what the weights lost."""
+
+    def __init__(self) -> None:
+        self.count = self.before = self.after = 0
+        self.signal = self.noise = 0.0
+
+    def add(self, array: Array, blocks: Blocks) -> None:
+        self.count += 1
+        self.before += array.nbytes
+        self.after += blocks.nbytes
+        self.signal += float(np.square(array, dtype=np.float64).sum())
+        self.noise += float(np.square(array - dequantize_blocks(blocks), dtype=np.float64).sum())
+
+    def statistics(self) -> dict[str, int | float | str]:
+        found: dict[str, int | float | str] = {
+            "quantized-weights": self.count,
+            "bytes-before": self.before,
+            "bytes-after": self.after,
+        }
+        if self.noise and self.signal:
+            found["weights-sqnr-db"] = round(10 * float(np.log10(self.signal / self.noise)), 1)
+        return found
