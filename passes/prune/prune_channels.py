@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.channels import Channels, Group, Labels, channels
+from graphopt.analysis.quantization import quantized_node
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
-from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget
@@ -28,7 +28,6 @@ from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
 from graphopt.passes.prune.sensitivity import losses
 from graphopt.passes.prune.surgery import remove_units
-from graphopt.passes.quantize.quantize import QUANTIZED, QUANTIZED_INTEGER
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
 Array = np.ndarray[Any, Any]
@@ -69,8 +68,7 @@ class PruneChannels(Pass):
             DataError: the samples do not fit, or a loss is limited that cannot be measured.
         """
         self._check()
-        quantized = next((n for n in model.graph.all_nodes() if is_standard(n, *QUANTIZED, *QUANTIZED_INTEGER)), None)
-        if quantized is not None:
+        if (quantized := quantized_node(model)) is not None:
             return PassResult(False, declined=(Declined(layer_name(quantized), "its weights are quantized already"),))
         samples, limit = context.calibration, context.max_drop
         if samples is None or limit is None:

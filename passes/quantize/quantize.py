@@ -27,9 +27,6 @@ from graphopt.passes.quantize.sensitivity import SAMPLES, Sensitivity, sensitivi
 from graphopt.passes.quantize.weights import IntegerWeight, integer_weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
-# Operators of a model that is quantized already, by this pass or another tool.
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
-QUANTIZED_INTEGER = ("ConvInteger", "MatMulInteger")
 _CHANNEL_OPSET = 13  # the first with a scale for each channel
 _FEW_SAMPLES = 10
 
