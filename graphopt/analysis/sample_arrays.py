@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -112,7 +113,7 @@ def refuse_nan(place: str, source: Stacked) -> None:
     for name, array in source.arrays.items():
         if array.dtype.kind not in "fc":
             continue
-        step = max(1, _BLOCK_BYTES * len(array) // max(int(np.prod(array.shape)) * array.dtype.itemsize, 1))
+        step = max(1, _BLOCK_BYTES * len(array) // max(math.prod(array.shape) * array.dtype.itemsize, 1))
         for start in range(0, len(array), step):
             found = np.isnan(array[start : start + step])
             if found.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import zipfile
@@ -38,7 +39,7 @@ class FileRows:
 
     def __getitem__(self, rows: slice, /) -> Array:
         start, stop, step = rows.indices(len(self))
-        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        width = math.prod(self.shape[1:])
         count = max(0, stop - start) * width
         path = self._file if isinstance(self._file, Path) else self._file.name
         found = np.fromfile(path, self.dtype, count, offset=self._offset + start * width * self.dtype.itemsize)
@@ -118,7 +119,7 @@ def _plain(place: str, stream: IO[bytes], file: Path | IO[bytes], start: int, si
     if fortran or not shape:  # rows do not lie together
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    wanted = math.prod(shape) * dtype.itemsize
     if size - header < wanted:
         raise DataError(f"{place} cannot be read: its header says {wanted} bytes, and {size - header} are there")
     return FileRows(file, start + header, shape, dtype)
@@ -132,6 +133,8 @@ def _check_header(place: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool,
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
+    if any(size < 0 for size in shape):
+        raise DataError(f"{place} has shape {list(shape)}, expected sizes of 0 or more")
     if dtype.hasobject:
         raise DataError(f"{place} holds Python objects", advice=_PLAIN)
     return shape, fortran, dtype

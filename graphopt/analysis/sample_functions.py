@@ -103,9 +103,18 @@ class Called:
                 raise _failed(place, error) from error
             if not isinstance(item, Mapping):
                 raise DataError(f"{place} is a {type(item).__name__}, expected a dict of arrays by the inputs' names")
-            stacked = stack(place, {name: np.asarray(array) for name, array in item.items()}, self._inputs)
+            arrays = {name: _copy(f"{place}: array '{name}'", array) for name, array in item.items()}
+            stacked = stack(place, arrays, self._inputs)
             refuse_nan(place, stacked)
             yield stacked
+
+
+def _copy(place: str, found: Any) -> Array:
+    """As an array of its own: a function may fill the same one again while this one is computed on."""
+    try:
+        return np.array(found)
+    except Exception as error:  # numpy's own, and those of objects that pretend to be arrays
+        raise DataError(f"{place} is no array: {error}") from error
 
 
 def _failed(place: str, error: Exception) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 import warnings
 import zipfile
@@ -103,6 +104,48 @@ def test_a_file_that_shrinks_between_two_passes_is_an_error(tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match="became shorter"):
         list(samples)
+
+
+@given(data=st.data(), kind=st.sampled_from(["npy", "stored", "deflated"]))
+@settings(max_examples=100, deadline=None)
+def test_a_damaged_file_ends_in_a_clear_error_or_in_data_that_fit(
+    data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    buffer = io.BytesIO()
+    if kind == "npy":
+        np.save(buffer, X)
+    else:
+        (np.savez if kind == "stored" else np.savez_compressed)(buffer, x=X)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file = tmp_path_factory.mktemp("damaged") / "data"
+    file.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            samples = load_samples(file, parse(ONE))
+        except DataError as error:
+            assert str(file) in error.what
+        else:
+            assert all(feeds["x"].shape == (1, 3) for feeds in samples)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("(4611686018427387904, 3)", "its header says 55340232221128654848 bytes, and 48 are there"),
+        ("(18446744073709551616, 3)", "its header says"),
+        ("(-4, 3)", r"has shape \[-4, 3\], expected sizes of 0 or more"),
+        ("(4.0, 3)", "shape is not valid"),
+        ("(0, 3)", "the arrays hold no sample"),
+    ],
+)
+def test_a_header_of_an_impossible_shape_is_an_error(tmp_path: Path, shape: str, message: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(48)
+    (tmp_path / "data.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_samples(tmp_path / "data.npy", parse(ONE))
 
 
 def test_no_pickle_is_loaded(tmp_path: Path) -> None:

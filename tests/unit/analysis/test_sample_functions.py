@@ -103,6 +103,16 @@ def test_items_of_one_or_more_samples_in_any_accepted_shape() -> None:
         np.testing.assert_array_equal(samples[index]["x"], expected[index : index + 1])
 
 
+def test_a_function_may_fill_the_same_array_again() -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        buffer = np.empty((1, 3), np.float32)
+        for row in X:
+            buffer[:] = row
+            yield {"x": buffer}
+
+    np.testing.assert_array_equal(np.concatenate([f["x"] for f in load_samples(source, parse(MODEL))]), X)
+
+
 def test_lists_of_numbers_are_arrays_too() -> None:
     samples = load_samples(lambda: [{"n": [1, 2]}], parse("g (int64[2] n) => (int64[2] y) { y = Neg(n) }"))
     assert samples[0]["n"].tolist() == [1, 2]
@@ -132,6 +142,8 @@ def test_another_number_of_samples_at_a_later_call_is_an_error(later: int) -> No
         ([{"x": X.astype(np.float64)}], "item 0: array 'x' has type float64, expected float32"),
         ([{"x": X}, {"x": X * np.float32("nan")}], "item 1: array 'x' holds NaN"),
         ([{"x": X[:0]}], "item 0: the arrays hold no sample"),
+        ([{"x": [[1.0], [1.0, 2.0]]}], "item 0: array 'x' is no array: .*inhomogeneous"),
+        ([{"x": [None]}], "item 0: array 'x' has .*expected"),
         (3, "raises TypeError: 'int' object is not iterable"),
     ],
 )
