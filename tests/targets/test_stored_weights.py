@@ -14,6 +14,7 @@ from graphopt import optimize, verify
 from graphopt.passes.quantize.quantize_weights import QuantizeWeights
 from graphopt.pipeline.base import PassContext
 from graphopt.targets.tvm.preparation import prepare
+from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from tests.passes.harness import outputs, parse
 from tests.targets import compiled
 
@@ -87,6 +88,30 @@ def test_integers_of_4_bits_that_no_kernel_reads_become_floats() -> None:
     found, expected = compiled.run(model, feeds), outputs(model, feeds)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_is_left_in_float_is_still_said() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]> g (int8[3,8] x) => (float[3,5] y) {
+            f = DequantizeLinear(x, s, z)
+            w = DequantizeLinear<axis = 1>(q, t)
+            a = MatMul(f, w)
+            y = Relu(a)
+            unused = QuantizeLinear(f, s, z)
+        }""",
+        s=np.array(0.1, np.float32),
+        z=np.array(3, np.int8),
+        q=np.random.default_rng(0).integers(-127, 128, (8, 5), np.int8),
+        t=np.arange(1, 6, dtype=np.float32),
+    )
+    graph_ir.refresh_shapes(model)
+    prepared = prepare(model)
+    assert "StoredProduct" in [node.op_type for node in prepared.graph]
+    (left,) = prepared.meta[LEFT_IN_FLOAT]
+    assert left.name == "matmul_2" and left.reason == "its result is not quantized"
+    feeds = {"x": np.random.default_rng(1).integers(-128, 128, (3, 8), np.int8)}
+    expected = outputs(model, feeds)["y"]
+    np.testing.assert_allclose(compiled.run(model, feeds)["y"], expected, rtol=0, atol=1e-6 * np.ptp(expected))
 
 
 @pytest.mark.parametrize(("scheme", "most"), [("weights-int8", 0.3), ("weights-int4", 0.18)])

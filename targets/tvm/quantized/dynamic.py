@@ -16,14 +16,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from graphopt import ir as gir
 from graphopt.targets.tvm.kernels.dynamic_quantize import DynamicQuantize
 from graphopt.targets.tvm.kernels.integer import describe
 from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, pack_weights
 from graphopt.targets.tvm.kernels.requantize import Range
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, copied, shape_of
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, constant
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
@@ -48,7 +47,7 @@ def rewrite_dynamic(model: ir.Model) -> ir.Model:
     """
     if not any(_served(node) for node in model.graph):
         return model
-    model = gir.clone(model)
+    model = copied(model)
     served = [node for node in model.graph if _served(node)]
     editor = Editor(model.graph)
     signed: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # the integers that DynamicQuantizeLinear makes: as int8

@@ -11,9 +11,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import ir as gir
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8
 
 DOMAIN = "graphopt.internal"  # of nodes that only this backend knows
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """A copy to rewrite, with what earlier steps noted in `meta`, and a name for each node that reports number."""
+    copy = gir.clone(model)
+    copy.meta.update(model.meta)
+    for i, node in enumerate(copy.graph):
+        node.name = node.name or f"{node.op_type}_{i}"
+    return copy
 
 
 class Editor:

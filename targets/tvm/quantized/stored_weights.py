@@ -15,10 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from tvm import relax
 
-from graphopt import ir as gir
 from graphopt.targets.tvm.kernels.stored_product import Stored, emit_product, emit_rows
 from graphopt.targets.tvm.operators.tensors import shape_of, wrapped
-from graphopt.targets.tvm.quantized.editor import DOMAIN
+from graphopt.targets.tvm.quantized.editor import DOMAIN, copied
 from graphopt.targets.tvm.quantized.parameters import constant
 
 FLOAT = ir.DataType.FLOAT
@@ -33,7 +32,7 @@ def rewrite_stored_weights(model: ir.Model) -> ir.Model:
     """`model` with nodes that compute on small constants; `model` itself if there are none."""
     if not any(_is_small(node) for node in model.graph):
         return model
-    model = gir.clone(model)
+    model = copied(model)
     for node in list(model.graph):
         form = _FORMS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if form is not None:
