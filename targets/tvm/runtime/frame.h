@@ -63,3 +63,13 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
     if (graphopt_current_v1 && count > 0)
         graphopt_current_v1->fail(graphopt_current_v1, parts[0]);
 }
+
+/* Kernels for 32-bit ARM call these where they divide; the compiler's runtime has them under ARM's own names alone. They
+ * have sections of their own, so that the linker drops them from libraries that do not divide.
+ */
+#if defined(__arm__)
+WEAK __attribute__((section(".text.__divsi3"))) int32_t __divsi3(int32_t dividend, int32_t divisor);
+WEAK __attribute__((section(".text.__udivsi3"))) uint32_t __udivsi3(uint32_t dividend, uint32_t divisor);
+int32_t __divsi3(int32_t dividend, int32_t divisor) { return dividend / divisor; }
+uint32_t __udivsi3(uint32_t dividend, uint32_t divisor) { return dividend / divisor; }
+#endif
