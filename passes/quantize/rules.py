@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.palettes import palette_of
 from graphopt.passes.cleanup.rewiring import constant, is_standard, static_shape
 
 Array = np.ndarray[Any, Any]
@@ -177,6 +178,8 @@ def _product(node: ir.Node, rule: Rule) -> Layer | str:
     first, second = node.inputs[0], node.inputs[1]
     if node.op_type == "Gemm" and any(_float(node, name) != 1 for name in ("alpha", "beta")):
         return "alpha or beta is not 1"
+    if any(palette_of(value) is not None for value in (first, second)):
+        return "its weight is a palette"
     left, right = constant(first), constant(second)
     if left is not None and right is not None:
         return "both operands are constants"
@@ -196,12 +199,15 @@ def _product(node: ir.Node, rule: Rule) -> Layer | str:
 
 
 def _weight(node: ir.Node, array: Array, index: int) -> Weight:
-    """Output channels: 0 of a Conv, 1 of a ConvTranspose (within each group), rows of A or columns of B elsewhere."""
+    """Output channels: 0 of a Conv; rows of A or columns of B of a product; 1 of a ConvTranspose, shared by its groups,
+    or 0 if each group makes one channel from one.
+    """
     if node.op_type == "Conv":
         return Weight(index, 0, array.shape[0])
     if node.op_type == "ConvTranspose":
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
-        return Weight(index, 1, array.shape[1] * groups)
+        depthwise = array.shape[1] == 1 and array.shape[0] == groups
+        return Weight(index, 0 if depthwise else 1, array.shape[1] * groups)
     if array.ndim < 2:
         return Weight(index, None, 1)
     axis = array.ndim - (1 if index else 2)
@@ -243,6 +249,8 @@ def _other(node: ir.Node, rule: Rule) -> Layer | str:
     reason = _OBSTACLES.get(node.op_type, lambda _: "")(node)
     if reason:
         return reason
+    if any(palette_of(node.inputs[index]) is not None for index in operands):
+        return "an operand is a palette"
     arrays = [constant(node.inputs[index]) for index in operands]
     if all(array is not None for array in arrays):
         return "all its operands are constants"

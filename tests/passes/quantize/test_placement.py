@@ -169,6 +169,7 @@ def test_the_addition_behind_a_matmul_is_its_bias() -> None:
         ("Conv(x, k)", np.ones((6, 4, 3, 3), "f"), 0, 6),
         ("ConvTranspose(x, k)", np.ones((4, 5, 3, 3), "f"), 1, 5),
         ("ConvTranspose<group=2>(x, k)", np.ones((4, 5, 3, 3), "f"), 1, 10),
+        ("ConvTranspose<group=4>(x, k)", np.ones((4, 1, 3, 3), "f"), 0, 4),
         ("MatMul(x, k)", np.ones((8, 3), "f"), 1, 3),
         ("MatMul(k, x)", np.ones((3, 8), "f"), 0, 3),
     ],

@@ -171,6 +171,19 @@ def test_transposed_convolution_with_groups_is_close() -> None:
     assert sqnr(quantized(model)) > 35
 
 
+def test_depthwise_transposed_convolution_has_a_scale_for_each_channel() -> None:
+    spread = np.array([1, 100, 0.01, 1, 0.1], np.float32)
+    model = parse(
+        HEAD + "g (float[1,5,4,4] x) => (float[1,1,6,6] a, float[1,1,6,6] b) {"
+        " y = ConvTranspose<group=5>(x, w, c) a = Slice(y, zero, one, axis) b = Slice(y, two, three, axis) }",
+        w=weight(5, 1, 3, 3) * spread[:, None, None, None],
+        c=weight(5) * spread,
+        **{name: np.array([number]) for number, name in enumerate(("zero", "one", "two", "three"))},
+        axis=np.array([1]),
+    )
+    assert sqnr(quantized(model)) > 35
+
+
 def test_without_data_nothing_is_quantized_and_that_is_said() -> None:
     model = parse(HEAD + "g (float[1,3,4,4] x) => (float[1,3,4,4] y) { y = Conv(x, w) }", w=weight(3, 3, 1, 1))
     graph_ir.refresh_shapes(model)
