@@ -19,6 +19,7 @@ import typer
 import graphopt
 from graphopt import console
 from graphopt.errors import GraphoptError, InternalError, ToleranceError, UsageError
+from graphopt.source import collected_warnings
 
 app = typer.Typer(
     name="graphopt",
@@ -246,7 +247,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Run a bundle, natively or emulated, and compare it with ONNX Runtime."""
-    with console.progress_bar() as progress:
+    with collected_warnings() as notices, console.progress_bar() as progress:
         result = graphopt.verify(
             out,
             inputs=inputs,
@@ -256,6 +257,7 @@ def verify(
             plugins=plugins or (),
             progress=progress,
         )
+    console.print_warnings(notices)
     if json:
         console.print_json(console.as_json(result))
     else:

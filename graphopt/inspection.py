@@ -220,7 +220,9 @@ def compare(
     if ports[0] != ports[1]:
         skipped = "the inputs differ"
     else:
-        feeds = _samples(models[0], inputs, seed)
+        with collected_warnings(first, second) as more:
+            feeds = _samples(models[0], inputs, seed)
+        notices += more
         try:
             outputs = compare_runs(*(_outputs(model, feeds) for model in models))
             samples = len(feeds)

@@ -11,6 +11,8 @@ import onnx.parser
 import pytest
 from PIL import Image
 
+import graphopt
+from graphopt import api
 from tests.cli.conftest import Run
 
 RECIPE = """target = "host"
@@ -65,6 +67,31 @@ def test_pictures_without_a_preprocessing_end_in_a_usage_error_that_shows_the_ta
     for command in (("optimize", classifier, "-t", "host", "--calib"), ("compare", classifier, classifier, "--inputs")):
         outcome = run(*command, classifier.parent / "pictures")
         assert outcome.status == 2 and "[preprocess]" in outcome.stderr and "--recipe" in outcome.stderr
+
+
+def test_a_warning_about_samples_is_one_line_of_the_commands(classifier: Path, run: Run) -> None:
+    np.savez(classifier.parent / "flat.npz", image=np.ones((3, 3, 8, 8), np.float32))
+    outcome = run("compare", classifier, classifier, "--inputs", classifier.parent / "flat.npz")
+    assert outcome.status == 0 and "all 3 samples are the same" in outcome.stderr, outcome.stderr
+    assert "ModelWarning" not in outcome.stderr
+
+
+def test_a_function_calibrates_from_python(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*arguments: object, **options: object) -> None:
+        raise RuntimeError("the passes have run")
+
+    monkeypatch.setattr(api, "_build", build)
+    images = np.random.default_rng(0).normal(size=(3, 1, 3, 8, 8)).astype(np.float32)
+    seen = set()
+    with pytest.raises(RuntimeError, match="the passes have run"):
+        graphopt.optimize(
+            classifier,
+            "host",
+            calib=lambda: ({"image": image} for image in images),
+            quantize="int8",
+            progress=lambda done, total, what: seen.add((what, total)),
+        )
+    assert ("calibrate", 3) in seen
 
 
 def test_a_function_gives_the_inputs(classifier: Path, run: Run) -> None:
