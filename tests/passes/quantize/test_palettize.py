@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
+from graphopt.analysis.samples import probe_samples
 from graphopt.errors import ModelError, ModelWarning, UsageError
 from graphopt.ir.palettes import palette_of
 from graphopt.ir.reading import constant
@@ -21,6 +22,7 @@ from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.cleanup.fold_constants import FoldConstants
 from graphopt.passes.quantize import palettize
 from graphopt.passes.quantize.palettize import Palettize
+from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import Outcome, assert_same_outputs, parse, run
 from tests.passes.random_graphs import Builder, models, pair, transpose, unary, with_constant
@@ -313,6 +315,25 @@ def test_other_casts_of_bytes_are_folded_as_before() -> None:
     )
     assert run(FoldConstants(), model).changed
     assert [node.op_type for node in model.graph] == ["Gather"]
+
+
+def test_quantize_leaves_layers_with_palettes_in_float() -> None:
+    """Their weights look computed, and would get a scale for the whole tensor, and be quantized in each run."""
+    model = parse(
+        HEAD + "g (int64[3] t, float[1,8,6,6] x) => (float[1,40] y, float[3,40] z) {"
+        " c = Conv(x, w) r = Relu(c) f = Flatten(r) m = MatMul(f, v) y = MatMul(m, u)"
+        " e = Gather(k, t) z = MatMul(e, u) }",
+        w=weight(16, 8, 3, 3),
+        v=weight(256, 40),
+        u=weight(40, 40),
+        k=weight(50, 40),
+    )
+    outcome = palettized(model, Palettize(entries=32))
+    result = run(Quantize(), outcome.after, PassContext(calibration=probe_samples(model, 0, 10)))
+    assert not result.changed
+    reasons = {declined.layer: declined.reason for declined in result.declined}
+    assert [reasons[f"{name}"] for name in ("conv_0", "matmul_3", "matmul_4")] == ["its weight is a palette"] * 3
+    assert reasons["gather_5"] == "an operand is a palette"
 
 
 def test_costs_count_the_elements_of_the_weight() -> None:
