@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import add_initializer, opset_of
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name, opset_of
+
+Array = np.ndarray[Any, Any]
 
 _AXES_INPUT_OPSET = 18  # the first whose ReduceMean takes its axes as an input
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of a value over samples and places, float64 [channels] each."""
+
+    mean: Array
+    square: Array  # the mean of the square
+
+    @property
+    def deviation(self) -> Array:
+        """The standard deviation."""
+        return np.asarray(np.sqrt(np.maximum(self.square - self.mean**2, 0)))
 
 
 def channel_axis(node: ir.Node) -> int:
@@ -30,3 +48,17 @@ def channel_mean(probe: ir.Model, value: ir.Value, axis: int, name: str) -> ir.N
     node.name = node.outputs[0].name = name
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["C"])
     return node
+
+
+def measure(probe: ir.Model, value: ir.Value, axis: int) -> tuple[str, str]:
+    """Add nodes to `probe` behind `value`, which a node makes; the names of its mean and its mean square, by channel."""
+    producer = value.producer()
+    if producer is None:
+        raise ValueError(f"'{value.name}' is not made by a node")
+    squared = ir.node("Mul", [value, value], name=fresh_name(probe.graph, f"{value.name}/squared"))
+    squared.outputs[0].name = squared.name
+    squared.outputs[0].type, squared.outputs[0].shape = value.type, value.shape
+    names = fresh_name(probe.graph, f"{value.name}/mean"), fresh_name(probe.graph, f"{value.name}/mean_square")
+    means = [channel_mean(probe, of, axis, name) for of, name in zip((value, squared.outputs[0]), names, strict=True)]
+    probe.graph.insert_after(producer, [squared, *means])
+    return names

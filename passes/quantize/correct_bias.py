@@ -38,7 +38,7 @@ from graphopt.passes.cleanup.rewiring import (
     remove_if_unused,
     same_shape,
 )
-from graphopt.passes.quantize.channel_means import channel_axis, channel_mean
+from graphopt.passes.quantize.channel_means import Spread, channel_axis, measure
 from graphopt.passes.quantize.rules import is_activation
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, Progress, option
 
@@ -125,18 +125,6 @@ class _Biased:
     same: ir.Value
 
 
-@dataclass(frozen=True)
-class _Spread:
-    """Of a value over samples and places, float64 [channels] each."""
-
-    mean: Array
-    square: Array  # the mean of the square
-
-    @property
-    def deviation(self) -> Array:
-        return np.asarray(np.sqrt(np.maximum(self.square - self.mean**2, 0)))
-
-
 def _candidates(graph: ir.Graph) -> Iterator[tuple[ir.Node, int | None]]:
     """Each product, or the Add of its bias, with the index of the input that is dequantized from int32."""
     for node in graph:
@@ -177,11 +165,11 @@ def _same_in(original: ir.Model, value: ir.Value) -> ir.Value | None:
 
 def _original_spreads(
     original: ir.Model, biased: list[_Biased], samples: Samples, progress: Progress
-) -> dict[str, _Spread]:
+) -> dict[str, Spread]:
     """By the name of the value, in one run over the samples; `original` gets nodes that measure."""
     measured = {}
     for name, each in {str(each.same.name): each for each in biased}.items():
-        measured[name] = _measure(original, each.same, channel_axis(each.node))
+        measured[name] = measure(original, each.same, channel_axis(each.node))
     sums: dict[str, Array] = {}
 
     def receive(tensors: Mapping[str, Array]) -> None:
@@ -190,32 +178,18 @@ def _original_spreads(
 
     each_run(original, [name for pair in measured.values() for name in pair], samples, receive, progress)
     return {
-        name: _Spread(sums[mean] / len(samples), sums[square] / len(samples))
+        name: Spread(sums[mean] / len(samples), sums[square] / len(samples))
         for name, (mean, square) in measured.items()
     }
 
 
-def _measure(probe: ir.Model, value: ir.Value, axis: int) -> tuple[str, str]:
-    """Add nodes behind `value`; the names of its mean and of its mean square, by channel."""
-    producer = value.producer()
-    if producer is None:
-        raise ValueError(f"'{value.name}' is not made by a node")
-    squared = ir.node("Mul", [value, value], name=fresh_name(probe.graph, f"{value.name}/squared"))
-    squared.outputs[0].name = squared.name
-    squared.outputs[0].type, squared.outputs[0].shape = value.type, value.shape
-    names = fresh_name(probe.graph, f"{value.name}/mean"), fresh_name(probe.graph, f"{value.name}/mean_square")
-    means = [channel_mean(probe, of, axis, name) for of, name in zip((value, squared.outputs[0]), names, strict=True)]
-    probe.graph.insert_after(producer, [squared, *means])
-    return names
-
-
 def _correct(
-    model: ir.Model, biased: list[_Biased], wanted: Mapping[str, _Spread], samples: Samples, progress: Progress
+    model: ir.Model, biased: list[_Biased], wanted: Mapping[str, Spread], samples: Samples, progress: Progress
 ) -> tuple[int, list[Declined]]:
     """Correct one bias after the other; how many channels moved, and the layers that turned out to be others."""
     probe = clone(model)
     twins = dict(zip(model.graph, probe.graph, strict=True))
-    measured = {each.node: _measure(probe, twins[each.node].outputs[0], channel_axis(each.node)) for each in biased}
+    measured = {each.node: measure(probe, twins[each.node].outputs[0], channel_axis(each.node)) for each in biased}
     stages = Stages(probe, list(samples))
     moved, declined = 0, list[Declined]()
     for done, each in enumerate(biased):
@@ -223,7 +197,7 @@ def _correct(
         stages.advance(twins[each.node])
         runs = [[run[name] for name in measured[each.node]] for run in stages.values(measured[each.node])]
         mean, square = np.mean(np.asarray(runs, np.float64), axis=0)
-        steps = _steps(each, _Spread(mean, square), wanted[str(each.same.name)])
+        steps = _steps(each, Spread(mean, square), wanted[str(each.same.name)])
         if isinstance(steps, str):
             declined.append(Declined(layer_name(each.node), steps))
             continue
@@ -235,13 +209,13 @@ def _correct(
     return moved, declined
 
 
-def _scaled(found: _Spread, wanted: _Spread) -> Array:
+def _scaled(found: Spread, wanted: Spread) -> Array:
     """Which channels have another scale than in the original, as after equalization; of those that vary."""
     varies = wanted.deviation > 1e-3 * np.sqrt(wanted.square)
     return np.asarray(varies & (np.abs(found.deviation - wanted.deviation) > _OTHER_SCALE * wanted.deviation))
 
 
-def _steps(each: _Biased, found: _Spread, wanted: _Spread) -> Array | str:
+def _steps(each: _Biased, found: Spread, wanted: Spread) -> Array | str:
     """What to add to the bias, int64 [channels], or the reason why its means are not those of the original."""
     stored = _stored(each.node, each.index)
     if stored is None:
