@@ -7,7 +7,8 @@ keep the layer's output on calibration data, not each weight at its own:
 
 x is the layer's input in the float model, x̂ that behind the layers that are rounded already; the bias b̂ takes up what
 is left of the mean. Layers are done from front to back. `quantize` then meets weights that lie on its grid, and keeps
-the integers; where a bias makes it raise a scale, though, it rounds again. `rounding` has the methods, `moments` the sums that they need of the data.
+the integers; where a bias makes it raise a scale, though, it rounds again. `rounding` has the methods, `moments` the
+sums that they need of the data.
 """
 
 from __future__ import annotations

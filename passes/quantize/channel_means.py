@@ -51,7 +51,7 @@ def channel_mean(probe: ir.Model, value: ir.Value, axis: int, name: str) -> ir.N
 
 
 def measure(probe: ir.Model, value: ir.Value, axis: int) -> tuple[str, str]:
-    """Add nodes to `probe` behind `value`, which a node makes; the names of its mean and its mean square, by channel."""
+    """Add nodes to `probe` behind `value`, which a node makes; the names of its mean and mean square, by channel."""
     producer = value.producer()
     if producer is None:
         raise ValueError(f"'{value.name}' is not made by a node")
