@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graphopt.cli": ("graphopt",),
     "graphopt.console": ("graphopt",),
     "graphopt.inspection": ("graphopt",),
+    "graphopt.losses": ("graphopt",),
     "graphopt.output_folder": ("graphopt",),
     "graphopt.resolution": ("graphopt",),
     "graphopt.source": ("graphopt",),
