@@ -25,6 +25,7 @@ SHORTHANDS: Mapping[str, tuple[str, str]] = {
 # What --quantize takes: the pass that each scheme stands for. Which of them a core serves, its description says.
 SCHEMES: Mapping[str, str] = {
     "int8": "quantize{scheme=int8}",
+    "int16x8": "quantize{scheme=int16x8}",
     "dynamic-int8": "quantize-dynamic",
     "weights-int8": "quantize-weights{bits=8}",
     "weights-int4": "quantize-weights{bits=4}",

@@ -16,6 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+INT8 = np.dtype(np.int8)
 INT8_MIN, INT8_MAX = -128, 127
 WEIGHT_MAX = 127
 # The product of two scales must be a normal float32, so that no kernel flushes a bias's scale to 0.
@@ -39,15 +40,17 @@ class Parameters:
             raise ValueError(f"scale {self.scale.min()} to {self.scale.max()}, expected normal positive numbers")
 
 
-def activation_parameters(low: float, high: float, *, symmetric: bool = False) -> Parameters:
+def activation_parameters(
+    low: float, high: float, *, symmetric: bool = False, dtype: np.dtype[Any] = INT8
+) -> Parameters:
     """int8 parameters whose 256 levels cover low to high (255 levels around 0 if symmetric).
 
-    The range is widened to contain 0; one without width gets the scale 1.
+    The range is widened to contain 0; one without width gets the scale 1. Of int16 there are symmetric ones alone.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        scale = _scale(np.asarray(max(-low, high) / WEIGHT_MAX))
-        return Parameters(scale, np.zeros((), np.int8))
+    if symmetric or dtype != INT8:
+        scale = _scale(np.asarray(max(-low, high) / np.iinfo(dtype).max))
+        return Parameters(scale, np.zeros((), dtype))
     scale = _scale(np.asarray(high / 255 - low / 255))
     zero_point = np.clip(np.rint(INT8_MIN - low / float(scale)), INT8_MIN, INT8_MAX)
     return Parameters(scale, zero_point.astype(np.int8))

@@ -21,6 +21,7 @@ from graphopt.passes.cleanup.rewiring import add_initializer, constant
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters, quantize
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.rules import Kind, Layer
+from graphopt.passes.quantize.schemes import Scheme
 from graphopt.passes.quantize.weights import IntegerWeight
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,7 @@ def insert(
     weights: Mapping[ir.Node, IntegerWeight],
     *,
     symmetric: bool = False,
+    scheme: Scheme = Scheme.INT8,
 ) -> None:
     """Rewrite `graph` in place.
 
@@ -40,13 +42,15 @@ def insert(
         parameters: of every value of the plan's groups.
         weights: of every layer of the plan that has one.
         symmetric: constants of sums are quantized around 0 too.
+        scheme: what activations are, and whether biases are integers.
     """
     store = _Store(graph)
     for layer in plan.layers:
         for index in layer.operands:
-            _quantize_constant(layer, index, parameters, store, symmetric)
+            _quantize_constant(layer, index, parameters, store, symmetric, scheme)
         if layer.weight is not None:
-            _store_weight(layer, weights[layer.node], parameters[layer.operand_values()[0]].scale, store)
+            input_scale = parameters[layer.operand_values()[0]].scale
+            _store_weight(layer, weights[layer.node], input_scale, store, integer_bias=scheme.integer_bias)
     made = {value for layer in plan.layers for value in layer.results}
     readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     for layer in plan.layers:
@@ -81,7 +85,7 @@ class _Store:
         name = origin.name or "constant"
         stored = add_initializer(self.graph, f"{name}/int{8 * integers.itemsize}", integers)
         inputs = [stored, self.vector(f"{name}/scale", parameters.scale)]
-        if integers.dtype == np.int8:
+        if integers.dtype != np.int32:
             inputs.append(self.vector(f"{name}/zero_point", parameters.zero_point))
         attributes = {} if parameters.axis is None else {"axis": parameters.axis}
         node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{stored.name}/dequantize")
@@ -94,7 +98,12 @@ class _Store:
 
 
 def _quantize_constant(
-    layer: Layer, index: int, parameters: Mapping[ir.Value, Parameters], store: _Store, symmetric: bool
+    layer: Layer,
+    index: int,
+    parameters: Mapping[ir.Value, Parameters],
+    store: _Store,
+    symmetric: bool,
+    scheme: Scheme,
 ) -> None:
     value = layer.node.inputs[index]
     array = constant(value)
@@ -104,13 +113,15 @@ def _quantize_constant(
         chosen = parameters[layer.operand_values()[0]]
     else:
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        chosen = activation_parameters(low, high, symmetric=symmetric)
+        chosen = activation_parameters(low, high, symmetric=symmetric, dtype=scheme.dtype)
     made = store.dequantized(value, quantize(array, chosen), chosen, layer.node)
     layer.node.replace_input_with(index, made)
     remove_unused_constant(value)
 
 
-def _store_weight(layer: Layer, stored: IntegerWeight, input_scale: Array, store: _Store) -> None:
+def _store_weight(
+    layer: Layer, stored: IntegerWeight, input_scale: Array, store: _Store, *, integer_bias: bool
+) -> None:
     weight = layer.weight
     value = layer.node.inputs[weight.index] if weight is not None else None
     if weight is None or value is None:
@@ -120,8 +131,12 @@ def _store_weight(layer: Layer, stored: IntegerWeight, input_scale: Array, store
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         old = node.inputs[index]
-        steps = stored.bias_parameters(input_scale, weight.channels)
-        made = store.dequantized(old or layer.node.outputs[0], quantize(layer.bias.values, steps), steps, layer.node)
+        origin = old or layer.node.outputs[0]
+        if integer_bias:
+            steps = stored.bias_parameters(input_scale, weight.channels)
+            made = store.dequantized(origin, quantize(layer.bias.values, steps), steps, layer.node)
+        else:
+            made = store.vector(f"{origin.name}/bias", layer.bias.values.astype(np.float32))
         node.replace_input_with(index, made)
         if old is not None:
             remove_unused_constant(old)
@@ -141,8 +156,9 @@ def _quantize_value(
     first = ir.node("QuantizeLinear", [value, *constants], name=f"{name}/quantize")
     second = ir.node("DequantizeLinear", [first.outputs[0], *constants], name=f"{name}/dequantize")
     integers, floats = first.outputs[0], second.outputs[0]
-    integers.name, floats.name = f"{name}/int8", f"{name}/dequantized"
-    integers.type, floats.type = ir.TensorType(ir.DataType.INT8), value.type
+    kind = ir.DataType.from_numpy(chosen.zero_point.dtype)
+    integers.name, floats.name = f"{name}/{kind.name.lower()}", f"{name}/dequantized"
+    integers.type, floats.type = ir.TensorType(kind), value.type
     integers.shape = floats.shape = value.shape
     producer = value.producer()
     if producer is None:

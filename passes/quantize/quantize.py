@@ -1,8 +1,7 @@
-"""Quantize a model to int8: observe the float model on calibration data, place, insert."""
+"""Quantize a model to integers of 8 or 16 bits: observe the float model on calibration data, place, insert."""
 
 from __future__ import annotations
 
-import enum
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,32 +13,27 @@ from graphopt.analysis.calibration import histograms
 from graphopt.analysis.observers import Histogram, Observer, range_of
 from graphopt.analysis.quantization import quantization, quantized_node
 from graphopt.errors import ModelWarning, UsageError
-from graphopt.ir import clone, convert_opset
+from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import opset_of
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
 from graphopt.passes.quantize.bias_correction import corrected
 from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.mixed_precision import BackOff, Limit, back_off
+from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.placement import Group, Plan, place
 from graphopt.passes.quantize.rules import Kind
+from graphopt.passes.quantize.schemes import Scheme
 from graphopt.passes.quantize.sensitivity import SAMPLES, Sensitivity, sensitivity
+from graphopt.passes.quantize.serving import check_served
 from graphopt.passes.quantize.weights import IntegerWeight, integer_weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
-_CHANNEL_OPSET = 13  # the first with a scale for each channel
 _FEW_SAMPLES = 10
-
-
-class Scheme(enum.Enum):
-    """The integers to compute on."""
-
-    INT8 = "int8"
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Put QuantizeLinear and DequantizeLinear where int8 kernels compute, calibrated on samples."""
+    """Put QuantizeLinear and DequantizeLinear where integer kernels compute, calibrated on samples."""
 
     name: ClassVar[str] = "quantize"
     exact: ClassVar[bool] = False
@@ -59,7 +53,7 @@ class Quantize(Pass):
 
         Raises:
             UsageError: the target's instructions do not serve the scheme, or there is no such observer of weights.
-            ModelError: the model's opset is older than 13 and cannot be converted.
+            ModelError: the model's opset is too old for the scheme and cannot be converted.
             DataError: there is no sample, or the samples do not fit.
         """
         self._check(context)
@@ -76,7 +70,7 @@ class Quantize(Pass):
                 ModelWarning,
                 stacklevel=2,
             )
-        converted = _convert(model)
+        converted = at_least(model, self.scheme.opset)
         limit = Limit(context.max_drop if self.max_drop is None else self.max_drop, self.min_sqnr)
         observed: dict[str, Histogram] = {}
         held = self._back_off(model, context, limit, observed) if limit else BackOff({}, {})
@@ -99,7 +93,7 @@ class Quantize(Pass):
         if self.correct_bias and samples is not None:
             layers = corrected(model, plan.layers, parameters, weights, samples, context.progress)
             plan = replace(plan, layers=layers)
-        insert(model.graph, plan, parameters, weights, symmetric=self.symmetric_activations)
+        insert(model.graph, plan, parameters, weights, symmetric=self.symmetric_activations, scheme=self.scheme)
         statistics = {
             "integer-layers": len(plan.layers),
             "products": sum(layer.kind is Kind.PRODUCT for layer in plan.layers),
@@ -131,16 +125,11 @@ class Quantize(Pass):
                 f"the model is quantized already (see '{layer_name(layer)}'): sensitivity is measured on a float model"
             )
         work = clone(model)
-        _convert(work)
+        at_least(work, self.scheme.opset)
         return sensitivity(self, work, context, count, {})
 
     def _check(self, context: PassContext) -> None:
-        target = context.target
-        if target is not None and self.scheme.value not in target.quantization:
-            raise UsageError(
-                f"target '{target.name}' does not serve the scheme '{self.scheme.value}'",
-                advice=f"it serves {', '.join(target.quantization) or 'none'}",
-            )
+        check_served(context.target, self.scheme.value)
         if self.weight_observer not in (Observer.MIN_MAX, Observer.MSE):
             raise UsageError(f"weight_observer is '{self.weight_observer.value}', expected min-max or mse")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
@@ -171,7 +160,7 @@ class Quantize(Pass):
         """The weights of the plan's layers as integers."""
         return {
             layer.node: integer_weight(
-                layer,
+                layer if self.scheme.integer_bias else replace(layer, bias=None),
                 parameters[layer.operand_values()[0]].scale,
                 per_channel=self.per_channel,
                 mse=self.weight_observer is Observer.MSE,
@@ -185,15 +174,16 @@ class Quantize(Pass):
         chosen: dict[ir.Value, Parameters] = {}
         for group in plan.groups:
             low, high = self._range(group, observed)
-            parameters = activation_parameters(low, high, symmetric=self.symmetric_activations)
+            parameters = activation_parameters(low, high, symmetric=self.symmetric_activations, dtype=self.scheme.dtype)
             chosen |= dict.fromkeys(group.values, parameters)
         return chosen
 
     def _range(self, group: Group, observed: Mapping[str, Histogram]) -> tuple[float, float]:
         """The union over what makes the numbers of the group."""
         histograms_of = [observed[str(value.name)] for value in group.sources]
-        ranges = [range_of(each, self.observer, symmetric=self.symmetric_activations) for each in histograms_of]
-        ranges += group.fixed
+        observer = self.scheme.observer(self.observer)
+        ranges = [range_of(each, observer, symmetric=self.symmetric_activations) for each in histograms_of]
+        ranges += map(self.scheme.fixed, group.fixed)
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
@@ -211,13 +201,3 @@ def _without_data(plan: Plan) -> PassResult:
     warnings.warn(f"nothing is quantized: {reason}; give samples with --calib", ModelWarning, stacklevel=3)
     declined = [Declined(layer_name(layer.node), reason) for layer in plan.layers]
     return PassResult(False, {"integer-layers": 0}, (*declined, *plan.declined))
-
-
-def _convert(model: ir.Model) -> bool:
-    """Bring the model to the opset that scales by channel need, in place; whether that changed it."""
-    if opset_of(model) >= _CHANNEL_OPSET:
-        return False
-    converted = convert_opset(model, _CHANNEL_OPSET)
-    model.graph = converted.graph
-    model.ir_version = converted.ir_version
-    return True
