@@ -45,6 +45,7 @@ class Snapshot:
     layers: tuple[LayerCost, ...]
     precisions: Mapping[str, str]  # by layer, what it computes in
     quantization: dict[str, Any] | None  # None for a model in floats
+    unnamed: Mapping[str, str]  # by layer without a name of its own, what passes call it
 
     @classmethod
     def of(cls, model: ir.Model, *, name: str, file_bytes: int | None) -> Snapshot:
@@ -65,6 +66,11 @@ class Snapshot:
             layers=costs,
             precisions={name: str(precision) for name, precision in named_precisions(model).items()},
             quantization=_quantization(model, costs),
+            unnamed={
+                f"{node.op_type}_{index}": f"{node.op_type} of '{node.outputs[0].name}'"
+                for index, node in enumerate(model.graph)
+                if not node.name and node.outputs
+            },
         )
 
 
@@ -217,7 +223,7 @@ def _layers(
             "sqnr_db": plain(noise.get(cost.name)),
             "kernels": list(dict.fromkeys(kernels[cost.name])),
             "notes": list(cost.notes),
-            "declined": declined[cost.name],
+            "declined": [*declined[cost.name], *declined[model.unnamed.get(cost.name, "")]],
         }
         for cost in model.layers
     ]

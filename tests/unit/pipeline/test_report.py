@@ -195,6 +195,22 @@ def test_layers_carry_costs_kernels_and_reasons(tmp_path: Path) -> None:
     assert second["kernels"] == ["matmul"] and second["declined"] == []
 
 
+def test_a_layer_without_a_name_gets_its_reasons_too(tmp_path: Path) -> None:
+    nameless = model()
+    for node in nameless.graph:
+        node.name = None
+    snapshot = Snapshot.of(nameless, name="net", file_bytes=None)
+    record = dataclasses.replace(
+        run_passes(model(), [DropIdentity()], PassContext())[0], declined=(Declined("MatMul of 'y'", "too small"),)
+    )
+    layers = build_report("optimize", snapshot, after=snapshot, passes=[record])["layers"]
+    assert {layer["name"]: [item["reason"] for item in layer["declined"]] for layer in layers} == {
+        "MatMul_0": [],
+        "Identity_1": [],
+        "MatMul_2": ["too small"],
+    }
+
+
 def test_totals_count_a_shared_weight_once(tmp_path: Path) -> None:
     totals = full_report(tmp_path)["totals"]
     assert totals["before"] == totals["after"] | {"nodes": 3, "layers": 3, "activation_bytes": 48, "file_bytes": 1000}
