@@ -45,6 +45,7 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 MAX_ENTRIES = 256
 _NODE_BYTES = 200  # that the nodes and names of a palette take in a model's file, about
 _NIBBLE_OPSET = 21  # the first with uint4
+_GROUPS_OPSET = 11  # the first with GatherElements
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Palettize(Pass):
         """Palettize the weights of Conv, Gemm, MatMul, recurrent layers and embeddings, in subgraphs too.
 
         A codebook of at most 16 entries has indices of 4 bits, and the model is brought to opset 21 for them; if it
-        cannot be, a warning says so, and they take 8.
+        cannot be, a warning says so, and they take 8. Codebooks for groups of channels need opset 11.
 
-        Raises UsageError for a number of entries or channels out of range.
+        Raises:
+            UsageError: the number of entries or channels is out of range.
+            ModelError: codebooks for groups are asked for, and the model cannot be converted to opset 11.
         """
         if not 2 <= self.entries <= MAX_ENTRIES:
             raise UsageError(f"entries is {self.entries}, expected 2 to {MAX_ENTRIES}")
@@ -73,8 +76,13 @@ class Palettize(Pass):
         nibbles = self.entries <= 16
         layers = _layers(model)
         reasons = self._excluded(layers)
-        if nibbles and any(value not in reasons and not self._reason(value, nibbles=True) for _, value in layers):
-            nibbles = _serves_nibbles(model)
+        converted = False
+        if any(value not in reasons and not self._reason(value, nibbles=nibbles) for _, value in layers):
+            before = model.graph
+            nibbles = nibbles and _serves_nibbles(model)
+            if self.channels:
+                at_least(model, _GROUPS_OPSET)
+            converted = model.graph is not before
             layers = _layers(model)
             reasons = self._excluded(layers)
         made: list[_Made] = []
@@ -88,7 +96,7 @@ class Palettize(Pass):
         declined = [
             Declined(layer_name(node), f"'{value.name}': {reasons[value]}") for node, value in layers if reasons[value]
         ]
-        return PassResult(bool(made), _statistics(made), tuple(declined))
+        return PassResult(converted or bool(made), _statistics(made), tuple(declined))
 
     def _reason(self, value: ir.Value, *, nibbles: bool) -> str:
         return _reason_to_keep(value, self.entries, self.channels, nibbles=nibbles)
@@ -112,7 +120,8 @@ class Palettize(Pass):
         table = np.stack([np.pad(book, (0, longest - len(book)), mode="edge") for book in books])
         _insert(value, table, indices.astype(np.uint8), array.shape, nibbles=nibbles)
         replaced = np.take_along_axis(table, indices, axis=1).reshape(array.shape)
-        return _Made(array, replaced, table.nbytes + _index_bytes(array.size, nibbles=nibbles))
+        size = table.nbytes + _index_bytes(array.size, nibbles=nibbles)
+        return _Made(array.size, array.nbytes, size, _sqnr_db(array, replaced))
 
 
 def _reason_to_keep(value: ir.Value, entries: int, channels: int, *, nibbles: bool) -> str:
@@ -140,14 +149,16 @@ def _index_bytes(count: int, *, nibbles: bool) -> int:
 
 @dataclass(frozen=True)
 class _Made:
-    before: Array
-    after: Array
-    bytes: int  # of the palette
+    elements: int
+    bytes_before: int
+    bytes_after: int
+    sqnr_db: float
 
-    def sqnr_db(self) -> float:
-        exact = self.before.astype(np.float64)
-        noise = float(((self.after - exact) ** 2).sum())
-        return 10 * math.log10(float((exact**2).sum()) / noise) if noise else math.inf
+
+def _sqnr_db(before: Array, after: Array) -> float:
+    exact = before.astype(np.float64)
+    noise = float(((after - exact) ** 2).sum())
+    return 10 * math.log10(float((exact**2).sum()) / noise) if noise else math.inf
 
 
 def _serves_nibbles(model: ir.Model) -> bool:
@@ -224,11 +235,11 @@ def _insert(weight: ir.Value, table: Array, indices: Array, shape: tuple[int, ..
 def _statistics(made: Sequence[_Made]) -> dict[str, int | float | str]:
     statistics: dict[str, int | float | str] = {"weights": len(made)}
     if made:
-        worst = min(each.sqnr_db() for each in made)
+        worst = min(each.sqnr_db for each in made)
         statistics |= {
-            "elements": sum(each.before.size for each in made),
-            "bytes-before": sum(each.before.nbytes for each in made),
-            "bytes-after": sum(each.bytes for each in made),
+            "elements": sum(each.elements for each in made),
+            "bytes-before": sum(each.bytes_before for each in made),
+            "bytes-after": sum(each.bytes_after for each in made),
             "lowest-sqnr-db": round(worst, 1) if math.isfinite(worst) else "exact",
         }
     return statistics

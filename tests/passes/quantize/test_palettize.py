@@ -154,8 +154,10 @@ def test_recurrent_layers_and_groups_behind_an_axis_of_one() -> None:
 def test_any_opset_serves(opset: int) -> None:
     head = f'<ir_version: 10, opset_import: ["" : {opset}]> '
     model = parse(head + "g (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }", w=weight(64, 64))
-    for pass_ in (Palettize(entries=32), Palettize(entries=32, channels=16)) if opset > 10 else (Palettize(),):
-        assert "w" in palettes(palettized(model, pass_).after)
+    for channels in (0, 16):
+        outcome = palettized(model, Palettize(entries=32, channels=channels))
+        assert "w" in palettes(outcome.after)
+        assert outcome.after.opset_imports[""] == (max(opset, 11) if channels else opset)
 
 
 def test_few_entries_bring_the_model_to_an_opset_with_four_bits() -> None:
