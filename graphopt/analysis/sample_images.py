@@ -69,12 +69,12 @@ class Resize(enum.Enum):
 class Preprocess:
     """From a picture to an array, in this order; what is not said is not done.
 
-    size: resize: one number for the shorter side, keeping proportions, or height and width.
-    resize: the filter.
-    crop: the middle of that: one number for a square, or height and width.
-    channels: the order; a picture of other channels is converted, transparency is dropped.
-    scale: multiplies the pixels, which go from 0 to 255.
-    mean, std: then subtracted, and divided by: one number, or one for each channel in the model's order.
+    size: what it is resized to: one number for the shorter side, keeping proportions, or height and width.
+    resize: by which filter.
+    crop: what is cut from the middle: one number for a square, or height and width.
+    channels: what it is converted to; transparency is dropped.
+    scale: what pixels, from 0 to 255, are multiplied by.
+    mean, std: what is then subtracted, and divided by: one number, or one for each channel in the order of `channels`.
     layout: of the array.
 
     Raises UsageError for a value outside its range.
