@@ -174,6 +174,9 @@ def inspect(
     samples: Annotated[
         int | None, typer.Option("--samples", metavar="N", help="That --sensitivity runs each layer on; 32 by default.")
     ] = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="List the channels that can only be pruned together.")
+    ] = False,
     text: Annotated[
         bool, typer.Option("--ir", help="Print the graph as text, its shapes as --shape binds them.")
     ] = False,
@@ -193,6 +196,7 @@ def inspect(
             calib=calib,
             labels=labels,
             samples=samples,
+            groups=groups,
             progress=progress,
         )
     console.print_warnings(result.report["warnings"])

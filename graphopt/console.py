@@ -123,7 +123,7 @@ def _storage(storage: Report | None) -> tuple[str, ...]:
 
 
 def print_inspected(report: Report) -> None:
-    """A model: its layers, what passes could do, its totals, quantization, interface and sensitivity."""
+    """A model: its layers, what passes could do, its totals, quantization, interface, sensitivity and groups."""
     console = _console(sys.stdout)
     layers = _table("layers", "#", "layer", "operator", "outputs", "MACs", "params", "weights", "written", "notes")
     for index, layer in enumerate(report["layers"], start=1):
@@ -142,6 +142,8 @@ def print_inspected(report: Report) -> None:
     console.print(interface)
     if report["sensitivity"]:
         console.print(_sensitivity(report["sensitivity"]))
+    if report["groups"] is not None:
+        console.print(_groups(report["groups"]))
 
 
 def print_compared(result: CompareResult) -> None:
@@ -267,6 +269,16 @@ def _sensitivity(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
+    title = "groups of channels that can only leave together; least and most: by L2 norm, relative to the mean"
+    table = _table(title, "made by", "channels", "read by", "MACs", "least", "most", "stays because")
+    for group in groups:
+        sides = (", ".join(group["makers"]) or group["name"], ", ".join(group["readers"]))
+        spread = (f"{group['least']:.2f}", f"{group['most']:.2f}")
+        _row(table, sides[0], group["width"], sides[1], si(group["macs"]), *spread, "; ".join(group["protection"]))
+    return table
+
+
 def _outputs(outputs: Iterable[Mapping[str, Any]], title: str) -> Table:
     rows = list(outputs)
     noted = any(output["note"] for output in rows)
@@ -287,8 +299,8 @@ def _table(title: str, *columns: str) -> Table:
 
 _NUMERIC = frozenset(
     "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|in float|instructions|integer weights"
-    "|largest error|lost accuracy|lost agreement|nodes|ns|on integers|params|relative|relative error|same top-1"
-    "|share|vector|weights|written".split("|")
+    "|largest error|least|lost accuracy|lost agreement|most|nodes|ns|on integers|params|relative|relative error"
+    "|same top-1|share|vector|weights|written".split("|")
 )
 
 

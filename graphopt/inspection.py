@@ -90,6 +90,7 @@ def inspect(
     calib: str | os.PathLike[str] | Samples | Function | None = None,
     labels: str | os.PathLike[str] | np.ndarray[Any, Any] | None = None,
     samples: int | None = None,
+    groups: bool = False,
     progress: Progress = silent,
 ) -> InspectResult:
     """Look at a model: what its layers cost, and what each pass on its own could do to it.
@@ -102,6 +103,7 @@ def inspect(
         sensitivity: measure what quantizing each layer alone costs, after clean-up; needs `calib`.
         calib, labels: as for `optimize`; for the sensitivity alone.
         samples: on how many samples each layer is run, 32 by default; ranges are taken from all.
+        groups: list the channels that can only be pruned together, after clean-up.
         plugins, progress: as for `optimize`.
 
     Raises:
@@ -136,13 +138,14 @@ def inspect(
             data = calib if isinstance(calib, Samples) else load_samples(calib, loaded)
             classes = labels if labels is None or isinstance(labels, np.ndarray) else load_labels(Path(labels))
             context = PassContext(target=description, calibration=data, labels=classes, progress=progress)
-            measured = _sensitivity(loaded, context, samples)
+            measured = _sensitivity(_cleaned(loaded, context), context, samples)
         report = build_report(
             "inspect",
             before,
             passes=records,
             target=description,
             sensitivity=measured,
+            groups=_groups(_cleaned(loaded, PassContext(target=description))) if groups else None,
             warnings=dict.fromkeys(notices),
         )
     return InspectResult(loaded, report)
@@ -158,15 +161,27 @@ def _check_data(sensitivity: bool, calib: object, labels: object, samples: int |
         raise UsageError(f"--samples is {samples}, expected 1 at least")
 
 
-def _sensitivity(model: ir.Model, context: PassContext, samples: int | None) -> Report:
-    """What quantizing each layer of the cleaned model alone costs, the worst first, in the types of JSON."""
+def _cleaned(model: ir.Model, context: PassContext) -> ir.Model:
     from graphopt.passes.cleanup import DEFAULT
-    from graphopt.passes.quantize.quantize import Quantize
-    from graphopt.passes.quantize.sensitivity import SAMPLES
 
     cleaned = graph_ir.clone(model)
     run_passes(cleaned, [parse_spec(spec) for spec in DEFAULT], context, compare=False)
-    found = Quantize().sensitivity(cleaned, context, SAMPLES if samples is None else samples)
+    return cleaned
+
+
+def _groups(model: ir.Model) -> list[Report]:
+    """The coupled groups of channels, in the types of JSON."""
+    from graphopt.passes.prune.description import describe_groups
+
+    return [dataclasses.asdict(group) for group in describe_groups(model)]
+
+
+def _sensitivity(model: ir.Model, context: PassContext, samples: int | None) -> Report:
+    """What quantizing each layer alone costs, the worst first, in the types of JSON."""
+    from graphopt.passes.quantize.quantize import Quantize
+    from graphopt.passes.quantize.sensitivity import SAMPLES
+
+    found = Quantize().sensitivity(model, context, SAMPLES if samples is None else samples)
     macs = sum(layer.macs or 0 for layer in found.layers)
     layers = [
         {

@@ -88,6 +88,7 @@ def build_report(
     library_name: str = "",
     noise: Mapping[str, float] | None = None,
     sensitivity: Mapping[str, Any] | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
     warnings: Iterable[str] = (),
 ) -> Report:
     """Put a report together.
@@ -103,6 +104,7 @@ def build_report(
         library_name: NAME of libNAME.so.
         noise: SQNR in dB by layer, of those that were measured.
         sensitivity: what quantizing one layer alone costs, in the types of JSON, where that was measured.
+        groups: the coupled groups of channels, in the types of JSON, where they were asked for.
     """
     final = after or before
     return {
@@ -117,6 +119,7 @@ def build_report(
         "accuracy": None if accuracy is None else {**dataclasses.asdict(accuracy), "drop": accuracy.drop},
         "quantization": final.quantization,
         "sensitivity": None if sensitivity is None else plain(sensitivity),
+        "groups": None if groups is None else plain(groups),
         "passes": [_pass(record) for record in passes],
         "layers": _layers(final, passes if after is not None else (), library, noise or {}),
         "library": None if library is None else _library(library, library_name),

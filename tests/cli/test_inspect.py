@@ -108,6 +108,22 @@ def test_shapes_that_stay_open_are_said_and_leave_the_macs_open(tmp_path: Path, 
     assert bound["layers"][0]["macs"] == 2 * 5 * 3
 
 
+def test_groups_are_listed_with_what_protects_them(tmp_path: Path, run: Run) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,3] x) => (float[1,2] y) {
+        [first] h = MatMul(x, w0) [second] r = Relu(h) [last] y = MatMul(r, w1) }"""
+    proto = onnx.parser.parse_model(text)
+    for name, shape in (("w0", (3, 4)), ("w1", (4, 2))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    onnx.save(proto, tmp_path / "two.onnx")
+    free, held = json.loads(run("inspect", tmp_path / "two.onnx", "--groups", "--json").stdout)["groups"]
+    assert (free["name"], free["width"], free["readers"], free["macs"]) == ("first", 4, ["last"], 20)
+    assert (free["least"], free["most"], free["protection"]) == (1.0, 1.0, [])
+    assert held["protection"] == ["they reach the output 'y'"]
+    shown = run("inspect", tmp_path / "two.onnx", "--groups").stdout
+    assert "groups of channels" in shown and "they reach the output 'y'" in shown
+    assert json.loads(run("inspect", tmp_path / "two.onnx", "--json").stdout)["groups"] is None
+
+
 def test_compare_finds_equal_models_equal(model: Path, run: Run) -> None:
     result = json.loads(run("compare", model, model, "--json").stdout)
     assert result["same"] and result["interface"] == "" and result["operators"] == {}

@@ -83,10 +83,18 @@ def full_report(folder: Path, **changes: Any) -> dict[str, Any]:
         "library_name": "net",
         "noise": {"first": 31.25, "second": float("inf")},
         "sensitivity": SENSITIVITY,
+        "groups": GROUPS,
         "warnings": ["something"],
     }
     return build_report("optimize", before, **(arguments | changes))
 
+
+GROUPS = [
+    {"name": "first", "width": 4, "makers": ["first"], "readers": ["second"], "macs": 32, "least": 0.5, "most": 1.75,
+     "protection": []},
+    {"name": "second", "width": 4, "makers": ["second"], "readers": [], "macs": 16, "least": 1.0, "most": 1.0,
+     "protection": ["they reach the output 'y'"]},
+]  # fmt: skip
 
 SENSITIVITY = {
     "measure": "agreement",
