@@ -43,6 +43,8 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "RNN": (1, 2),
 }
 MAX_ENTRIES = 256
+_SAMPLE = 1 << 21  # elements of a weight that its codebook is made for
+_CHUNK = 1 << 20  # elements that are looked up at once: memory stays small beside the weight
 _NODE_BYTES = 200  # that the nodes and names of a palette take in a model's file, about
 _NIBBLE_OPSET = 21  # the first with uint4
 _GROUPS_OPSET = 11  # the first with GatherElements
@@ -86,13 +88,14 @@ class Palettize(Pass):
             layers = _layers(model)
             reasons = self._excluded(layers)
         made: list[_Made] = []
+        rng = context.rng()
         for done, (node, value) in enumerate(layers):
             context.progress(done, len(layers), f"palette of {layer_name(node)}")
             if value in reasons:  # excluded, or shared and seen already
                 continue
             reasons[value] = self._reason(value, nibbles=nibbles)
             if not reasons[value]:
-                made.append(self._replace(value, nibbles=nibbles))
+                made.append(self._replace(value, rng, nibbles=nibbles))
         declined = [
             Declined(layer_name(node), f"'{value.name}': {reasons[value]}") for node, value in layers if reasons[value]
         ]
@@ -109,19 +112,31 @@ class Palettize(Pass):
             if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in self.exclude)
         }
 
-    def _replace(self, value: ir.Value, *, nibbles: bool) -> _Made:
+    def _replace(self, value: ir.Value, rng: np.random.Generator, *, nibbles: bool) -> _Made:
         """Let a palette compute `value`, a constant."""
         array = constant(value)
         assert array is not None  # _reason_to_keep asked
         blocks = array.reshape(_groups(array.shape, self.channels), -1)
-        books = [kmeans.codebook(block, self.entries).astype(array.dtype) for block in blocks]
-        indices = np.stack([kmeans.nearest(block, book) for block, book in zip(blocks, books, strict=True)])
+        books = [kmeans.codebook(_sample(block, rng), self.entries).astype(array.dtype) for block in blocks]
         longest = max(map(len, books))
         table = np.stack([np.pad(book, (0, longest - len(book)), mode="edge") for book in books])
-        _insert(value, table, indices.astype(np.uint8), array.shape, nibbles=nibbles)
-        replaced = np.take_along_axis(table, indices, axis=1).reshape(array.shape)
+        indices = np.empty(blocks.shape, np.uint8)
+        power = noise = 0.0
+        for block, book, index in zip(blocks, books, indices, strict=True):
+            for begin in range(0, len(block), _CHUNK):
+                part = slice(begin, begin + _CHUNK)
+                index[part] = kmeans.nearest(block[part], book)
+                exact = block[part].astype(np.float64)
+                power += float((exact**2).sum())
+                noise += float(((exact - book[index[part]]) ** 2).sum())
+        _insert(value, table, indices, array.shape, nibbles=nibbles)
         size = table.nbytes + _index_bytes(array.size, nibbles=nibbles)
-        return _Made(array.size, array.nbytes, size, _sqnr_db(array, replaced))
+        return _Made(array.size, array.nbytes, size, 10 * math.log10(power / noise) if noise else math.inf)
+
+
+def _sample(numbers: Array, rng: np.random.Generator) -> Array:
+    """So many numbers that a codebook of them is one of all; all where they are fewer."""
+    return numbers if len(numbers) <= _SAMPLE else numbers[rng.integers(0, len(numbers), _SAMPLE)]
 
 
 def _reason_to_keep(value: ir.Value, entries: int, channels: int, *, nibbles: bool) -> str:
@@ -153,12 +168,6 @@ class _Made:
     bytes_before: int
     bytes_after: int
     sqnr_db: float
-
-
-def _sqnr_db(before: Array, after: Array) -> float:
-    exact = before.astype(np.float64)
-    noise = float(((after - exact) ** 2).sum())
-    return 10 * math.log10(float((exact**2).sum()) / noise) if noise else math.inf
 
 
 def _serves_nibbles(model: ir.Model) -> bool:

@@ -338,6 +338,17 @@ def test_quantize_leaves_layers_with_palettes_in_float() -> None:
     assert reasons["gather_5"] == "an operand is a palette"
 
 
+def test_a_large_weight_has_the_codebook_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parse(HEAD + "g (float[1,128] x) => (float[1,128] y) { y = MatMul(x, w) }", w=weight(128, 128))
+    whole = palettized(model, Palettize(entries=32))
+    monkeypatch.setattr(palettize, "_SAMPLE", 4000)
+    monkeypatch.setattr(palettize, "_CHUNK", 1000)
+    sampled = palettized(model, Palettize(entries=32))
+    best, found = (float(each.result.statistics["lowest-sqnr-db"]) for each in (whole, sampled))
+    assert best - 0.5 < found <= best
+    assert graph_ir.to_text(palettized(model, Palettize(entries=32)).after) == graph_ir.to_text(sampled.after)
+
+
 def test_costs_count_the_elements_of_the_weight() -> None:
     model = parse(HEAD + "g (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }", w=weight(64, 64))
     outcome = palettized(model)
