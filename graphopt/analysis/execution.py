@@ -78,6 +78,8 @@ class Session:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take twice the processor's time, and stall each other where others work too.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what matters is raised
         self._inputs = required_inputs(model)
         prepared, self._outputs, beside = _prepare(model, outputs)
