@@ -25,6 +25,8 @@ from graphopt.passes.quantize.rules import Bias, Layer
 from graphopt.passes.quantize.weights import IntegerWeight
 
 Array = np.ndarray[Any, Any]
+# By layer, and how its input and its weight are rounded: what that adds to the mean of each channel.
+Shifts = dict[tuple[str, bytes, bytes], Array]
 
 
 def corrected(
@@ -34,6 +36,7 @@ def corrected(
     weights: Mapping[ir.Node, IntegerWeight],
     samples: Samples,
     progress: Progress,
+    known: Shifts | None = None,
 ) -> tuple[Layer, ...]:
     """`layers` with the biases that leave the means of their channels as they are in float.
 
@@ -42,17 +45,23 @@ def corrected(
         layers: of its main graph.
         parameters, weights: what they are to be quantized by.
         samples: to measure on.
+        known: what was measured before on these samples, and is not measured again; what is measured is added.
 
     A layer without a bias gets one, except a MatMul, which has no place for it.
     """
     probe = clone(model)
     made = {output.name: node for node in probe.graph for output in node.outputs}
+    known = {} if known is None else known
+    keys: dict[ir.Node, tuple[str, bytes, bytes]] = {}
     shifts: dict[str, Layer] = {}
     for layer in layers:
         if layer.weight is not None and layer.weight.index == 1 and (layer.bias or layer.node.op_type != "MatMul"):
             node = made[layer.node.outputs[0].name]
-            shift = _add_shift(probe, node, parameters[layer.operand_values()[0]], weights[layer.node])
-            shifts[shift] = layer
+            entry, weight = parameters[layer.operand_values()[0]], weights[layer.node]
+            rounding = entry.scale.tobytes() + entry.zero_point.tobytes()
+            keys[layer.node] = (str(node.outputs[0].name), rounding, weight.parameters.scale.tobytes())
+            if keys[layer.node] not in known:
+                shifts[_add_shift(probe, node, entry, weight)] = layer
     total = {name: np.zeros(layer.weight.channels) for name, layer in shifts.items() if layer.weight is not None}
 
     def receive(tensors: Mapping[str, Array]) -> None:
@@ -61,8 +70,8 @@ def corrected(
 
     if shifts:
         each_run(probe, list(shifts), samples, receive, progress)
-    changed = {layer.node: _moved(layer, total[name] / len(samples)) for name, layer in shifts.items()}
-    return tuple(changed.get(layer.node, layer) for layer in layers)
+    known |= {keys[layer.node]: total[name] / len(samples) for name, layer in shifts.items()}
+    return tuple(_moved(layer, known[keys[layer.node]]) if layer.node in keys else layer for layer in layers)
 
 
 def _moved(layer: Layer, shift: Array) -> Layer:

@@ -16,7 +16,7 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
-from graphopt.passes.quantize.bias_correction import corrected
+from graphopt.passes.quantize.bias_correction import Shifts, corrected
 from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.mixed_precision import BackOff, Limit, back_off
 from graphopt.passes.quantize.opset import at_least
@@ -73,16 +73,30 @@ class Quantize(Pass):
         converted = at_least(model, self.scheme.opset)
         limit = Limit(context.max_drop if self.max_drop is None else self.max_drop, self.min_sqnr)
         observed: dict[str, Histogram] = {}
-        held = self._back_off(model, context, limit, observed) if limit else BackOff({}, {})
-        result = self.rewrite(model, context, held.refused, observed)
+        shifts: Shifts = {}
+        held = BackOff({}, {})
+        if limit:
+            held = back_off(
+                model,
+                limit,
+                context,
+                lambda candidate, refused: self.rewrite(candidate, context, refused, observed, shifts),
+                lambda: sensitivity(self, model, context, SAMPLES, observed).layers,
+            )
+        result = self.rewrite(model, context, held.refused, observed, shifts)
         return replace(result, changed=result.changed or converted, statistics={**result.statistics, **held.statistics})
 
     def rewrite(
-        self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
+        self,
+        model: ir.Model,
+        context: PassContext,
+        refused: Mapping[str, str],
+        observed: dict[str, Histogram],
+        shifts: Shifts,
     ) -> PassResult:
         """Quantize all that can be, but the nodes whose first output `refused` names, with reasons.
 
-        observed: histograms by value, of the float model; those that are missing are added.
+        observed, shifts: what was measured before, of the float model; what is missing is added.
         """
         plan = self.plan(model, context, refused, observed)
         if not plan.layers:
@@ -91,9 +105,9 @@ class Quantize(Pass):
         weights = self.weights(plan, parameters)
         samples = context.calibration
         if self.correct_bias and samples is not None:
-            layers = corrected(model, plan.layers, parameters, weights, samples, context.progress)
+            layers = corrected(model, plan.layers, parameters, weights, samples, context.progress, shifts)
             plan = replace(plan, layers=layers)
-        insert(model.graph, plan, parameters, weights, symmetric=self.symmetric_activations, scheme=self.scheme)
+        self.insert(model.graph, plan, parameters, weights)
         statistics = {
             "integer-layers": len(plan.layers),
             "products": sum(layer.kind is Kind.PRODUCT for layer in plan.layers),
@@ -102,15 +116,6 @@ class Quantize(Pass):
             "samples": len(samples) if samples is not None else 0,
         }
         return PassResult(True, statistics, plan.declined)
-
-    def _back_off(self, model: ir.Model, context: PassContext, limit: Limit, observed: dict[str, Histogram]) -> BackOff:
-        return back_off(
-            model,
-            limit,
-            context,
-            lambda candidate, refused: self.rewrite(candidate, context, refused, observed),
-            lambda: sensitivity(self, model, context, SAMPLES, observed).layers,
-        )
 
     def sensitivity(self, model: ir.Model, context: PassContext, count: int = SAMPLES) -> Sensitivity:
         """What quantizing each layer alone does to the outputs, on the first `count` samples; `model` is left as it is.
@@ -168,6 +173,16 @@ class Quantize(Pass):
             for layer in plan.layers
             if layer.weight is not None
         }
+
+    def insert(
+        self,
+        graph: ir.Graph,
+        plan: Plan,
+        parameters: Mapping[ir.Value, Parameters],
+        weights: Mapping[ir.Node, IntegerWeight],
+    ) -> None:
+        """Write the plan into the graph."""
+        insert(graph, plan, parameters, weights, symmetric=self.symmetric_activations, scheme=self.scheme)
 
     def parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
         """The scale and zero point of each value of the plan."""

@@ -28,7 +28,6 @@ from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.rewiring import is_standard, static_shape
 from graphopt.passes.quantize.arithmetic import Parameters
-from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.placement import Group, Plan
 from graphopt.passes.quantize.rules import Kind, Layer
 from graphopt.passes.quantize.weights import IntegerWeight
@@ -79,9 +78,6 @@ class Sensitivity:
 class Quantizer(Protocol):
     """What sensitivity asks of the pass that quantizes."""
 
-    @property
-    def symmetric_activations(self) -> bool: ...
-
     def plan(
         self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
     ) -> Plan: ...
@@ -89,6 +85,14 @@ class Quantizer(Protocol):
     def parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]: ...
 
     def weights(self, plan: Plan, parameters: Mapping[ir.Value, Parameters]) -> dict[ir.Node, IntegerWeight]: ...
+
+    def insert(
+        self,
+        graph: ir.Graph,
+        plan: Plan,
+        parameters: Mapping[ir.Value, Parameters],
+        weights: Mapping[ir.Node, IntegerWeight],
+    ) -> None: ...
 
 
 def sensitivity(
@@ -124,7 +128,7 @@ def sensitivity(
     known = None if labels is None else labels[: len(expected)]
     found: list[LayerSensitivity] = []
     for number, layer in enumerate(layers):
-        alone = _alone(model, layer, parameters, weights, quantizer.symmetric_activations)
+        alone = _alone(model, layer, parameters, weights, quantizer)
         noises = {name: Noise() for name in expected[0].numbers}
         classes: list[Array] = []
         with Session(alone) as session:
@@ -207,7 +211,7 @@ def _alone(
     layer: Layer,
     parameters: Mapping[ir.Value, Parameters],
     weights: Mapping[ir.Node, IntegerWeight],
-    symmetric: bool,
+    quantizer: Quantizer,
 ) -> ir.Model:
     """A copy of `model` in which `layer` computes on integers, and nothing else does."""
     copy = clone(model)
@@ -223,7 +227,7 @@ def _alone(
     }
     groups = tuple(Group((value,), (value,), ()) for value in scales)
     held = {} if layer.weight is None else {moved.node: weights[layer.node]}
-    insert(copy.graph, Plan((moved,), groups, ()), scales, held, symmetric=symmetric)
+    quantizer.insert(copy.graph, Plan((moved,), groups, ()), scales, held)
     return copy
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import measure_drop
+from graphopt.analysis.calibration import each_run
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError, ModelWarning, ToleranceError, UsageError
@@ -93,6 +94,19 @@ def test_a_floor_for_the_noise_serves_where_there_are_no_classes() -> None:
     assert len(in_float(found)) == 1 and "to hold" in next(iter(in_float(found).values()))
     assert output_noise(model, found.after, data) >= plain + 1
     assert found.result.statistics["sqnr-db"] == pytest.approx(output_noise(model, found.after, data), abs=0.01)
+
+
+def test_trials_measure_each_bias_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(model: ir.Model, names: Sequence[str], *others: Any) -> None:
+        asked.extend(names)
+        each_run(model, names, *others)
+
+    monkeypatch.setattr("graphopt.passes.quantize.bias_correction.each_run", counted)
+    model, data = network(SPOILED), samples(40)
+    found = outcome(model, data, Quantize(per_channel=False), max_drop=0.03)
+    assert found.result.statistics["trials"] > 2 and sorted(asked) == ["a/shift", "b/shift", "y/shift"]
 
 
 def test_a_limit_that_only_float_holds_leaves_all_in_float() -> None:

@@ -14,6 +14,7 @@ from graphopt.analysis.noise import Noise
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError, UsageError
 from graphopt.passes.quantize.quantize import Quantize
+from graphopt.passes.quantize.schemes import Scheme
 from graphopt.passes.quantize.sensitivity import LayerSensitivity, output_noise
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import parse, run
@@ -87,6 +88,13 @@ def test_noise_of_the_layers_adds_up_to_the_noise_of_the_whole() -> None:
     run(Quantize(correct_bias=False), whole, PassContext(calibration=data))
     total = sum(layer.noise for layer in by_name(model, data, correct_bias=False).values())
     assert -10 * np.log10(total) == pytest.approx(output_noise(model, whole, data), abs=1.5)
+
+
+def test_sixteen_bits_are_measured_as_sixteen_bits() -> None:
+    model, data = network(), samples()
+    eight, sixteen = by_name(model, data), by_name(model, data, scheme=Scheme.INT16X8)
+    assert eight.keys() == sixteen.keys()
+    assert sixteen["add_3"].sqnr_db > eight["add_3"].sqnr_db + 35  # it has no weight, whose 8 bits would stay
 
 
 def test_the_layer_with_an_outlier_is_the_worst() -> None:
