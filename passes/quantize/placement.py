@@ -6,7 +6,9 @@ compute on integers between floats. So no QuantizeLinear stands where nothing in
 
 Signal processing stays in float: what a square, root, logarithm or quotient looks at must keep its relative precision,
 over several powers of ten. That holds back to the layer before it, and that layer too if it has no learned layer before
-it (a Fourier transform as a Conv, a filter bank as a MatMul).
+it (a Fourier transform as a Conv, a filter bank as a MatMul). And it holds forward, from squares with no learned layer
+before them to the products that read them, their roots or sums: magnitudes are as loud as the signal is, until a
+logarithm, or a layer with its activation, has compressed them.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from graphopt.passes.quantize.rules import (
     Layer,
     Weight,
     channel_vector,
+    compresses,
     is_activation,
     is_norm,
+    is_square,
     layer_of,
     needing_precision,
 )
@@ -121,10 +125,17 @@ def _front_end(graph: ir.Graph, layers: Mapping[ir.Node, Layer]) -> dict[ir.Node
                 reader[producer] = needs
     reasons: dict[ir.Node, str] = {}
     learned: set[ir.Node] = set()  # nodes with a learned layer before them, or that are one
+    magnitude: dict[ir.Node, ir.Node] = {}  # nodes whose numbers are sums of magnitudes, and the square in these
     for node in graph:
         producers = [value.producer() for value in node.inputs if value is not None]
         behind = any(producer in learned for producer in producers)
         product = is_standard(node, *_PRODUCTS)
+        squares = [magnitude[producer] for producer in producers if producer in magnitude]
+        square = node if is_square(node) and not behind else next(iter(squares), None)
+        if square is not None and not compresses(node):
+            magnitude[node] = square
+            if product and node in layers:
+                reasons[node] = f"it reads magnitudes, of '{layer_name(square)}' ({square.op_type}), of every size"
         if node in reader and node in layers and not is_activation(node) and not (product and behind):
             wide = reader[node]
             reasons[node] = f"'{layer_name(wide)}' ({wide.op_type}) needs its relative precision"

@@ -160,6 +160,17 @@ def needing_precision(node: ir.Node) -> tuple[ir.Value, ...]:
     return () if square and readers and all(is_norm(reader) for reader in readers) else (value,)
 
 
+def is_square(node: ir.Node) -> bool:
+    """Whether `node` squares numbers, or sums their squares, but not for a norm of features."""
+    itself = node.op_type == "Mul" and len(node.inputs) > 1 and node.inputs[0] is node.inputs[1]
+    return (itself or node.op_type in ("Pow", "ReduceL2", "ReduceSumSquare")) and bool(needing_precision(node))
+
+
+def compresses(node: ir.Node) -> bool:
+    """Whether what `node` makes of magnitudes is no longer as they are: a logarithm, a quotient, or an activation."""
+    return is_standard(node, "Log", "Div", "PRelu") or is_activation(node) or is_norm(node)
+
+
 def is_norm(node: ir.Node) -> bool:
     """Whether `node` sums over so many numbers that it is the norm of a layer's features, not of a complex number."""
     if not is_standard(node, "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"):

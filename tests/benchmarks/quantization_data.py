@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 _CIFAR_CALIBRATING, _CIFAR_EVALUATING = 200, 2000
 _FRAME, _HOP = 512, 256  # of the speech enhancement's spectra
-_WINDOWS = 1800  # of 512 samples, of the recording for voice activity
+_WINDOWS = 900  # of 512 samples, of the recording for voice activity
 
 
 @dataclass(frozen=True)

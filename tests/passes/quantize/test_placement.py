@@ -244,6 +244,21 @@ def test_excluded_names_stay_in_float() -> None:
     assert reasons(plan) == {"conv_1": "it is excluded by 'conv_1*'"} and groups(plan) == [("x",)]
 
 
+@pytest.mark.parametrize(
+    ("body", "in_float"),
+    [
+        ("m = Sqrt(q) c = Conv(m, w) y = Conv(c, v)", ["conv_2", "conv_3"]),
+        ("m = Sqrt(q) c = Conv(m, w) r = Relu(c) y = Conv(r, v)", ["conv_2"]),
+        ("m = Sqrt(q) r = PRelu(m, slope) y = Conv(r, v)", []),
+        ("m = Add(q, tiny) l = Log(m) y = Conv(l, v)", []),
+    ],
+)
+def test_magnitudes_stay_in_float_up_to_what_compresses_them(body: str, in_float: list[str]) -> None:
+    plan = planned(f"q = Mul(x, x) {body}", slope=np.ones((4, 1, 1), "f"), tiny=np.float32(1e-6))
+    found = {layer: reason for layer, reason in reasons(plan).items() if layer.startswith("conv")}
+    assert found == dict.fromkeys(in_float, "it reads magnitudes, of 'mul_0' (Mul), of every size")
+
+
 def test_double_precision_is_left_alone() -> None:
     model = parse(
         '<ir_version: 8, opset_import: ["" : 17]> g (double[1,4] x) => (double[1,4] y) { y = MatMul(x, w) }',
