@@ -99,7 +99,13 @@ def optimize(
         float | None, typer.Option("--factorize", metavar="R", help="Remove the fraction R of the MACs, by low rank.")
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", metavar="SCHEME", help="int8 or another scheme of the target, or none.")
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="SCHEME",
+            help="int8, int16x8, dynamic-int8, weights-int8, weights-int4, weights-float16, or none; "
+            "`graphopt targets` says which a target serves.",
+        ),
     ] = None,
     passes: Annotated[
         list[str] | None,

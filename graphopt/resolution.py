@@ -29,6 +29,7 @@ SCHEMES: Mapping[str, str] = {
     "dynamic-int8": "quantize-dynamic",
     "weights-int8": "quantize-weights{bits=8}",
     "weights-int4": "quantize-weights{bits=4}",
+    "weights-float16": "convert-float16",
 }
 
 

@@ -102,7 +102,7 @@ def describe_host(system: str, machine: str, cpuinfo: str, caches: Path) -> Targ
         l1d_bytes=cache_bytes(caches, 1),
         l2_bytes=cache_bytes(caches, 2),
         channel_multiple=max(8, processor.vector_bits // 32),
-        quantization=("int8", "int16x8", "dynamic-int8", "weights-int8", "weights-int4"),
+        quantization=("int8", "int16x8", "dynamic-int8", "weights-int8", "weights-int4", "weights-float16"),
         emulator=(),
         zig_target="",
         sources=(said, ("caches", str(_SYSFS_CACHES))),

@@ -7,9 +7,10 @@ values are integers and which share a scale, `insertion` rewrites the graph, and
 from __future__ import annotations
 
 PASSES: tuple[str, ...] = (
-    "graphopt.passes.quantize.equalize:Equalize",
     "graphopt.passes.quantize.adaround:AdaRound",
+    "graphopt.passes.quantize.convert_float16:ConvertFloat16",
     "graphopt.passes.quantize.correct_bias:CorrectBias",
+    "graphopt.passes.quantize.equalize:Equalize",
     "graphopt.passes.quantize.palettize:Palettize",
     "graphopt.passes.quantize.quantize:Quantize",
     "graphopt.passes.quantize.quantize_dynamic:QuantizeDynamic",
