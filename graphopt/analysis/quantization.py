@@ -101,10 +101,8 @@ class Quantization:
 
 def is_quantized_operator(node: ir.Node) -> bool:
     """Whether `node` is of those that only quantized models have."""
-    if is_standard(node, *_CONVERTING):
-        return True
     name = node.op_type
-    return name.startswith("QLinear") or name in _LINEAR or name in (*_INTEGER, *_DYNAMIC, *_PACKED)
+    return name.startswith("QLinear") or name in (*_CONVERTING, *_LINEAR, *_INTEGER, *_DYNAMIC, *_PACKED)
 
 
 def quantized_node(model: ir.Model) -> ir.Node | None:
@@ -174,9 +172,11 @@ def _reads_float(node: ir.Node) -> bool:
 
 
 def _precision(node: ir.Node, before: Mapping[ir.Node, Precision]) -> Precision | None:
-    if is_standard(node, *_CONVERTING, "Constant", "Cast") or not node.outputs:
+    if node.op_type in _CONVERTING or is_standard(node, "Constant", "Cast") or not node.outputs:
         return None
     made = node.outputs[0].dtype
+    if made is None and any(_is_float(value) for value in node.inputs):
+        made = ir.DataType.FLOAT  # behind an operator of another domain, whose types nobody infers
     name = node.op_type
     if name in _LINEAR or name.startswith("QLinear"):
         weight = _type(node, _LINEAR[name][1]) if name in _LINEAR else ""
@@ -202,6 +202,14 @@ def _precision(node: ir.Node, before: Mapping[ir.Node, Precision]) -> Precision 
     return Precision(_float_name(made), weight)
 
 
+def _is_float(value: ir.Value | None) -> bool:
+    """Whether the type says so; where it is not known, whether the value is dequantized."""
+    if value is None or value.dtype is not None:
+        return value is not None and value.dtype in _FLOATS
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def _float_name(kind: ir.DataType) -> str:
     return FLOAT if kind == ir.DataType.FLOAT else kind.name.lower()
 
@@ -214,7 +222,7 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
     weights: list[str] = []
     floating, dynamic = False, False
     for index, value in enumerate(node.inputs):
-        if value is None or value.dtype not in _FLOATS:
+        if value is None or not _is_float(value):
             continue
         if constant(value) is not None:  # a factor or a term in float; elsewhere a bias, a bound, a setting
             floating |= index < 2 if is_standard(node, *_PRODUCTS) else is_standard(node, *_SUMS)
@@ -228,13 +236,12 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
         if producer is None or producer.op_type != "DequantizeLinear":
             floating = True
             continue
-        source = producer.inputs[0]
-        kind = _INTEGERS.get(source.dtype) if source is not None and source.dtype is not None else None
+        kind = _type(producer, 0) or _type(producer, 2)  # the zero point's where the other is not inferred
         if _is_weight(producer):
-            weights += [kind] if kind is not None else []  # int32 is a bias
-        elif kind is not None:
+            weights += [kind] if kind else []  # int32 is a bias
+        elif kind:
             activations.append(kind)
-            behind = _behind(source)
+            behind = _behind(producer.inputs[0])
             dynamic |= behind is not None and behind.op_type == "DynamicQuantizeLinear"
     return ([] if floating else activations), weights, dynamic
 
@@ -307,9 +314,9 @@ def _type(node: ir.Node, index: int) -> str:
 def _schemes(graph: ir.Graph) -> Iterator[tuple[bool, Scheme]]:
     """The scheme of what each node quantizes, and whether it is a weight's."""
     for node in graph:
-        if is_standard(node, "QuantizeLinear"):
+        if node.op_type == "QuantizeLinear":
             yield from _scheme(node, False, node.outputs[0], 1, 2)
-        elif is_standard(node, "DequantizeLinear") and _is_weight(node):
+        elif node.op_type == "DequantizeLinear" and _is_weight(node):
             yield from _scheme(node, True, node.inputs[0], 1, 2)
         elif node.op_type in _LINEAR:
             for is_weight, index in zip((False, True), _LINEAR[node.op_type], strict=True):
@@ -328,7 +335,7 @@ def _scheme(
 ) -> Iterator[tuple[bool, Scheme]]:
     """The scheme of `integers`, whose scale and zero point are inputs of `node`; nothing for int32, which is a bias."""
     kind = integers.dtype if integers is not None else None
-    name = _INTEGERS.get(kind, "") if kind is not None else ""
+    name = _INTEGERS.get(kind, "") if kind is not None else _type(node, zero_point)
     scales, zeros = (constant(node.inputs[at]) if at < len(node.inputs) else None for at in (scale, zero_point))
     if not name:
         return

@@ -47,7 +47,7 @@ def float_model() -> ir.Model:
     return model
 
 
-def by_static(form: str, *, per_channel: bool, signed: bool) -> Callable[[Path, Path], None]:
+def by_static(form: str, *, per_channel: bool, signed: bool, **extra: Any) -> Callable[[Path, Path], None]:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -59,7 +59,13 @@ def by_static(form: str, *, per_channel: bool, signed: bool) -> Callable[[Path, 
 
     kind = QuantType.QInt8 if signed else QuantType.QUInt8
     return lambda source, result: quantize_static(
-        source, result, Reader(), quant_format=QuantFormat[form], per_channel=per_channel, activation_type=kind
+        source,
+        result,
+        Reader(),
+        quant_format=QuantFormat[form],
+        per_channel=per_channel,
+        activation_type=kind,
+        extra_options=extra,
     )
 
 
@@ -72,6 +78,7 @@ def by_dynamic(source: Path, result: Path) -> None:
 TOOLS: dict[str, Callable[[Path, Path], None]] = {
     "QDQ": by_static("QDQ", per_channel=True, signed=True),
     "QDQ-unsigned": by_static("QDQ", per_channel=False, signed=False),
+    "QDQ-contributed": by_static("QDQ", per_channel=True, signed=True, UseQDQContribOps=True),
     "QOperator": by_static("QOperator", per_channel=False, signed=False),
     "QOperator-per-channel": by_static("QOperator", per_channel=True, signed=True),
     "dynamic": by_dynamic,
@@ -111,6 +118,13 @@ def test_unsigned_activations_and_one_scale_are_told_apart(made: dict[str, Path]
     _, result = found(made, "QDQ-unsigned")
     assert str(result.activations) == "uint8, asymmetric, per tensor"
     assert str(result.weights) == "int8, symmetric, per tensor"
+
+
+def test_pairs_of_the_other_domain_are_understood(made: dict[str, Path]) -> None:
+    model, result = found(made, "QDQ-contributed")
+    assert {node.domain for node in model.graph if node.op_type == "QuantizeLinear"} == {"com.microsoft"}
+    assert result.form == "QDQ" and str(result.activations) == "int8, asymmetric, per tensor"
+    assert str(result.weights) == "int8, symmetric, per channel" and result.operators["Conv"] == (2, 0, 0)
 
 
 def test_operators_of_integers_are_understood_in_both_domains(made: dict[str, Path]) -> None:
