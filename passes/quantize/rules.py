@@ -67,6 +67,7 @@ RULES: Mapping[str, Rule] = {
 # Their results span more powers of ten than 256 levels can, and so do their operands.
 _WIDE = frozenset({"Exp", "Log", "Pow", "Reciprocal", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "Sqrt"})
 _NORM = 8  # fewest numbers in a norm of features
+_MASKED = -1000.0  # exp(-1000) is 0 in float32 and in float64
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,19 @@ def _obstacle_of_mean(node: ir.Node) -> str:
     return "" if shape is not None and len(shape) > 2 else "it is no average over places of a picture"
 
 
+def _obstacle_of_add(node: ir.Node) -> str:
+    arrays = [constant(value) for value in node.inputs if value is not None]
+    masks = any(array is not None and array.size and _is_mask(array) for array in arrays)
+    return "it masks, with numbers that leave no levels for the others" if masks else ""
+
+
+def _is_mask(array: Array) -> bool:
+    """Whether all numbers are 0 or so low that Softmax makes 0 of them."""
+    return bool(array.min() <= _MASKED and np.all((array == 0) | (array <= _MASKED)))
+
+
 _OBSTACLES = {
+    "Add": _obstacle_of_add,
     "Resize": _obstacle_of_resize,
     "Pad": _obstacle_of_pad,
     "MaxPool": _obstacle_of_max_pool,

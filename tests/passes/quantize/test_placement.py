@@ -232,11 +232,13 @@ def test_the_norm_of_features_needs_no_float_before_it() -> None:
         ("p = Conv(x, w) m = Pad(p, pads, one) y = Conv(m, v)", "pad_1", "another number than 0"),
         ('p = Conv(x, w) m = Resize<mode="cubic">(p, , scales) y = Conv(m, v)', "resize_1", "cubic"),
         ("p = Conv(x, w) m = Sub(p, x) y = Conv(m, v)", "sub_1", "Sub has no integer form"),
+        ("p = Conv(x, w) m = Add(p, mask) y = Conv(m, v)", "add_1", "it masks"),
     ],
 )
 def test_what_cannot_be_an_integer_layer_says_why(body: str, node: str, reason: str) -> None:
     pads, scales = np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array([1, 1, 2, 2], np.float32)
-    assert reason in reasons(planned(body, pads=pads, one=np.float32(1), scales=scales))[node]
+    mask = np.triu(np.full((8, 8), -1e9, np.float32), 1)
+    assert reason in reasons(planned(body, pads=pads, one=np.float32(1), scales=scales, mask=mask))[node]
 
 
 def test_excluded_names_stay_in_float() -> None:
