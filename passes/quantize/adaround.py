@@ -1,14 +1,14 @@
-"""Round weights by what they do to a layer's output, ahead of `quantize`.
+"""Round weights by what they do to a layer's output, ahead of `quantize` or `quantize-weights`.
 
-Each weight becomes s q, with the scales s that `quantize` will find and integers q from −127 to 127 that are chosen to
+Each weight becomes s q, with the scales s that the pass behind will find (`grids`), and integers q that are chosen to
 keep the layer's output on calibration data, not each weight at its own:
 
     min over q of E‖(W x + b) − (s q x̂ + b̂)‖²
 
 x is the layer's input in the float model, x̂ that behind the layers that are rounded already; the bias b̂ takes up what
-is left of the mean. Layers are done from front to back. `quantize` then meets weights that lie on its grid, and keeps
-the integers; where a bias makes it raise a scale, though, it rounds again. `rounding` has the methods, `moments` the
-sums that they need of the data.
+is left of the mean. Layers are done from front to back. The pass behind then meets weights that lie on its grid, and
+keeps the integers; where a bias makes `quantize` raise a scale, though, it rounds again. `rounding` has the methods,
+`moments` the sums that they need of the data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.observers import channel_ends
 from graphopt.analysis.quantization import quantized_node
 from graphopt.analysis.samples import Samples
 from graphopt.analysis.stages import Stages, bytes_kept
@@ -28,11 +27,12 @@ from graphopt.errors import UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name, set_constant
 from graphopt.passes.cleanup.rewiring import constant, is_standard
-from graphopt.passes.quantize.arithmetic import Parameters, dequantize, weight_parameters
+from graphopt.passes.quantize.blocks import BITS
+from graphopt.passes.quantize.grids import grid_of_quantize, grid_of_quantize_weights
 from graphopt.passes.quantize.moments import Moments, moments
 from graphopt.passes.quantize.patches import columns, from_matrix, places_of, to_matrix, why_not
 from graphopt.passes.quantize.placement import place
-from graphopt.passes.quantize.rounding import Method, Problem, adaround, gptq, nearest, problem
+from graphopt.passes.quantize.rounding import Grid, Method, Problem, adaround, gptq, problem
 from graphopt.passes.quantize.rules import Layer, Weight
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
@@ -45,7 +45,7 @@ _ON_GRID = 1e-4  # steps that a weight may be off where it counts as rounded: fl
 
 @dataclass(frozen=True)
 class AdaRound(Pass):
-    """Round weights to the grid of int8 so that layers' outputs keep their values; `quantize` then finds that grid."""
+    """Round weights so that layers' outputs keep their values; `quantize` or `quantize-weights` then finds the grid."""
 
     name: ClassVar[str] = "adaround"
     exact: ClassVar[bool] = False
@@ -58,6 +58,8 @@ class AdaRound(Pass):
     patches: int = option(256, "places of a layer's output that are looked at in each sample, chosen at random")
     damping: float = option(0.01, "how much each weight is held to its own value where the data say little")
     per_channel: bool = option(True, "a scale for each output channel, as the option of quantize says")
+    bits: int = option(8, "8, or 4 for quantize-weights{bits=4}")
+    block: int = option(0, "0 for the scales of quantize, else the block of quantize-weights")
     exclude: tuple[str, ...] = option((), "names of nodes whose weights are left alone, with * and ?")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
@@ -99,6 +101,8 @@ class AdaRound(Pass):
         for name in ("learning_rate", "damping"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"adaround: {name} is {getattr(self, name)}, expected more than 0 and up to 1")
+        if self.bits not in BITS or self.block < 0:
+            raise UsageError(f"adaround: bits is {self.bits} and block {self.block}, expected 8 or 4 and 0 or more")
         if not self.regularization >= 0:
             raise UsageError(f"adaround: regularization is {self.regularization}, expected 0 or more")
 
@@ -111,12 +115,16 @@ class AdaRound(Pass):
             return reason
         if len(value.uses()) > 1:
             return f"its weight '{value.name}' is shared with other nodes"
-        axis = weight.axis if self.per_channel else None
-        parameters = weight_parameters(channel_ends(array, axis, mse=True), axis)
-        task = _Task(layer, array, parameters)
+        if self.bits == 8 and not self.block:
+            grid: Grid | str = grid_of_quantize(layer.node, array, weight.axis if self.per_channel else None)
+        else:
+            grid = grid_of_quantize_weights(layer.node, array, self.bits, self.block)
+        if isinstance(grid, str):
+            return grid
+        task = _Task(layer, array, grid)
         if task.matrix.shape[2] > _MOST_FEATURES:
             return f"an output reads {task.matrix.shape[2]} numbers, and no more than {_MOST_FEATURES} are optimized"
-        if np.abs(task.steps - nearest(task.steps)).max(initial=0.0) < _ON_GRID:
+        if np.abs(task.matrix / grid.scales - grid.nearest(task.matrix)).max(initial=0.0) < _ON_GRID:
             return "its weights lie on the grid already"
         return task
 
@@ -162,21 +170,22 @@ class AdaRound(Pass):
         """Write integers and bias; how much smaller the output's error is than with the nearest, in dB."""
         node, bias = task.layer.node, task.layer.bias
         about = measured if bias is None else measured.centred()
-        posed = problem(task.steps, about.inputs, about.both / task.scales, self.damping)
+        posed = problem(task.matrix.astype(np.float64), task.grid, about.inputs, about.both, self.damping)
         integers = self._solve(posed)
-        rounded = dequantize(task.stored(integers), task.parameters)
+        rounded = from_matrix(node, (integers * task.grid.scales).astype(np.float32), task.weight.shape)
         set_constant(node, 1, rounded)
         if bias is not None:
             kept = np.einsum("gof,gf->go", to_matrix(node, rounded), measured.given, dtype=np.float64)
             values = bias.values + (measured.wanted - kept).reshape(-1)
             set_constant(bias.node, bias.index, values.astype(np.float32))
-        plain, chosen = (about.error(each * task.scales) for each in (nearest(task.steps), integers))
+        plain = task.grid.nearest(task.matrix)
+        before, behind = (about.error(each * task.grid.scales) for each in (plain, integers))
         least = np.finfo(np.float64).tiny
-        return float(10 * np.log10(max(plain, least) / max(chosen, least)))
+        return float(10 * np.log10(max(before, least) / max(behind, least)))
 
     def _solve(self, posed: Problem) -> Array:
         """The method's integers, or the nearest for an output that they serve better."""
-        plain = nearest(posed.steps)
+        plain = posed.grid.nearest(posed.weights)
         if self.method is Method.GPTQ:
             found = gptq(posed)
         else:
@@ -192,26 +201,12 @@ class AdaRound(Pass):
 
 @dataclass(frozen=True)
 class _Task:
-    """A layer, its float weight, and the parameters that `quantize` will choose for it."""
+    """A layer, its float weight, and the grid that it is to lie on."""
 
     layer: Layer
     weight: Array
-    parameters: Parameters
+    grid: Grid
 
     @property
     def matrix(self) -> Array:
         return to_matrix(self.layer.node, self.weight)
-
-    @property
-    def scales(self) -> Array:
-        """[groups, outputs, 1], or one for all."""
-        scale = self.parameters.scale.astype(np.float64)
-        return scale if scale.ndim == 0 else scale.reshape(*self.matrix.shape[:2], 1)
-
-    @property
-    def steps(self) -> Array:
-        return self.matrix / self.scales
-
-    def stored(self, integers: Array) -> Array:
-        """int8, in the shape of the weight."""
-        return from_matrix(self.layer.node, integers.astype(np.int8), self.weight.shape)

@@ -21,7 +21,8 @@ from graphopt.passes.quantize.adaround import AdaRound
 from graphopt.passes.quantize.moments import moments
 from graphopt.passes.quantize.patches import columns, from_matrix, places_of, to_matrix
 from graphopt.passes.quantize.quantize import Quantize
-from graphopt.passes.quantize.rounding import Method, adaround, gptq, nearest, problem
+from graphopt.passes.quantize.quantize_weights import QuantizeWeights
+from graphopt.passes.quantize.rounding import Grid, Method, adaround, gptq, problem
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import Outcome, parse, run
 from tests.passes.quantize.networks import KINDS, network, weight
@@ -129,6 +130,9 @@ def test_matrix_times_columns_is_the_product(body: str, given_: tuple[int, ...],
     np.testing.assert_array_equal(from_matrix(node, matrix, array.shape), array)
 
 
+INT8 = Grid(np.ones(()), -127, 127)
+
+
 def posed(features: int, outputs: int = 3, groups: int = 1, seed: int = 0, damping: float = 1e-6) -> Any:
     """A random problem, symmetric (x = x̂), and its columns."""
     rng = np.random.default_rng(seed)
@@ -136,14 +140,14 @@ def posed(features: int, outputs: int = 3, groups: int = 1, seed: int = 0, dampi
     x = (rng.normal(size=(groups, 500, features)) + 0.5) @ (mixing + 0.3)
     steps = rng.uniform(-100, 100, (groups, outputs, features))
     measured = moments(steps, [(x[:, :200].astype(np.float32),) * 2, (x[:, 200:].astype(np.float32),) * 2])
-    return problem(steps, measured.inputs, measured.both, damping), x
+    return problem(steps, INT8, measured.inputs, measured.both, damping), x
 
 
 def test_moments_give_the_error_of_any_weights() -> None:
     stated, x = posed(5, groups=2)
-    other = stated.steps + weight(*stated.steps.shape, seed=3)
-    expected = np.square((other - stated.steps) @ x.swapaxes(1, 2)).mean(axis=2)
-    found = stated.losses(other) - stated.losses(stated.steps)
+    other = stated.weights + weight(*stated.weights.shape, seed=3)
+    expected = np.square((other - stated.weights) @ x.swapaxes(1, 2)).mean(axis=2)
+    found = stated.losses(other) - stated.losses(stated.weights)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
@@ -172,9 +176,9 @@ def test_adaround_comes_close_to_the_best_of_all_roundings(features: int) -> Non
     shares = []
     for seed in range(8):
         stated, _ = posed(features, seed=seed)
-        below = np.floor(stated.steps)
+        below = np.floor(stated.weights)
         choices = [stated.losses(below + np.array(up)) for up in itertools.product((0, 1), repeat=features)]
-        best, plain = np.min(choices, axis=0), stated.losses(nearest(stated.steps))
+        best, plain = np.min(choices, axis=0), stated.losses(INT8.nearest(stated.weights))
         found = adaround(stated, iterations=1000, learning_rate=0.05, regularization=30.0)
         assert set(np.unique(found - below)) <= {0, 1}
         shares.append(np.sum(stated.losses(found) - best) / max(np.sum(plain - best), 1e-9) if features > 1 else 0)
@@ -184,12 +188,12 @@ def test_adaround_comes_close_to_the_best_of_all_roundings(features: int) -> Non
 def test_gptq_beats_the_nearest_integers_and_is_the_sequential_definition() -> None:
     stated, _ = posed(150, seed=2)  # more than a block
     found = gptq(stated)
-    assert np.sum(stated.losses(found) - stated.losses(stated.steps)) < 0.5 * np.sum(
-        stated.losses(nearest(stated.steps)) - stated.losses(stated.steps)
+    assert np.sum(stated.losses(found) - stated.losses(stated.weights)) < 0.5 * np.sum(
+        stated.losses(INT8.nearest(stated.weights)) - stated.losses(stated.weights)
     )
-    left, curvature = stated.steps[0].copy(), stated.curvature[0]
+    left, curvature = stated.weights[0].copy(), stated.curvature[0]
     for column in range(150):  # the definition: what is left is optimal for the columns that were rounded
-        rounded_ = nearest(left[:, column])
+        rounded_ = INT8.nearest(left[:, column])
         inverse = np.linalg.inv(curvature[column:, column:])
         left[:, column:] -= ((left[:, column] - rounded_) / inverse[0, 0])[:, None] * inverse[0]
         left[:, column] = rounded_
@@ -199,13 +203,13 @@ def test_gptq_beats_the_nearest_integers_and_is_the_sequential_definition() -> N
 @pytest.mark.parametrize("solve", [gptq, lambda p: adaround(p, iterations=50, learning_rate=0.1, regularization=1)])
 def test_integers_stay_within_the_grid_where_weights_are_clipped(solve: Callable[[Any], Array]) -> None:
     steps = np.array([[[180.2, -190.7, 3.4]]])
-    found = solve(problem(steps, np.eye(3)[None], steps, 0.01))
+    found = solve(problem(steps, INT8, np.eye(3)[None], steps, 0.01))
     assert np.abs(found).max() == 127 and abs(found[0, 0, 2] - 3.4) < 1
 
 
 def test_an_input_that_is_always_zero_leaves_weights_at_the_nearest() -> None:
     steps = np.array([[[1.4, -2.6]]])
-    stated = problem(steps, np.zeros((1, 2, 2)), np.zeros((1, 1, 2)), 0.01)
+    stated = problem(steps, INT8, np.zeros((1, 2, 2)), np.zeros((1, 1, 2)), 0.01)
     np.testing.assert_array_equal(gptq(stated), [[[1, -3]]])
 
 
@@ -301,6 +305,42 @@ def quantized_weight_of(model: ir.Model, samples: Samples) -> Array:
         return next(iter(session.run(samples[0]).values()))
 
 
+@given(st.integers(2, 70), st.sampled_from([0, 5, 32]), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 99))
+@settings(deadline=None, max_examples=8)
+def test_quantize_weights_finds_the_blocks_that_the_pass_chose(
+    features: int, block: int, bits: int, transposed: bool, seed: int
+) -> None:
+    outputs = -(-1024 // features)  # fewer elements stay in float
+    array = weight(features, outputs, seed=seed)
+    body = "Gemm<transB=1>(x, w)" if transposed else "MatMul(x, w)"
+    model = model_of(f"g (float[6,{features}] x) => (float y) {{ y = {body} }}", w=array.T if transposed else array)
+    if bits == 8 and not block:
+        return  # the grid of quantize, which has its own test
+    samples = correlated(model, 10)
+    outcome = rounded(model, AdaRound(method=Method.GPTQ, bits=bits, block=block), samples)
+    chosen = constant(outcome.after.graph.initializers["w"])
+    after = graph_ir.clone(outcome.after)
+    run(QuantizeWeights(bits=bits, block=block), after, PassContext())
+    node = next(node for node in after.graph if node.op_type in ("MatMul", "Gemm"))
+    name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
+    with Session(after, outputs=[name], threads=1) as session:
+        found = next(iter(session.run(samples[0]).values()))
+    assert chosen is not None and outcome.result.changed
+    np.testing.assert_allclose(found, chosen, rtol=1e-6, atol=1e-4 / 4 * np.abs(chosen).max())
+
+
+def test_four_bits_in_blocks_lose_less_than_with_the_nearest_integers() -> None:
+    model = model_of("g (float[40,64] x) => (float y) { y = MatMul(x, w) }", w=weight(64, 32))
+    samples = correlated(model, 10)
+    errors = []
+    for passes in ((), (AdaRound(bits=4, block=32),), (AdaRound(method=Method.GPTQ, bits=4, block=32),)):
+        after = graph_ir.clone(model)
+        for each in (*passes, QuantizeWeights(bits=4)):
+            run(each, after, PassContext(calibration=samples))
+        errors.append(error(model, after, samples))
+    assert max(errors[1:]) < 0.7 * errors[0]
+
+
 def test_two_layers_in_a_row_end_nearer_than_with_the_nearest_integers() -> None:
     model = small()
     graph_ir.refresh_shapes(model)
@@ -356,6 +396,16 @@ def test_layers_it_leaves_alone_and_why(body: str, arrays: dict[str, Array], rea
     assert not outcome.result.changed and next(iter(outcome.reasons().values())).startswith(reason)
 
 
+def test_what_quantize_weights_leaves_in_float_is_left_alone() -> None:
+    model = model_of(
+        "g (float[1,3,4,4] x) => (float y) { a = Conv(x, w) y = MatMul(a, v) }", w=weight(3, 3, 1, 1), v=weight(4, 5)
+    )
+    assert rounded(model, AdaRound(bits=4, block=32)).reasons() == {
+        "conv_0": "quantize-weights leaves Conv in float",
+        "matmul_1": "its weight has 20 elements, fewer than 1024",
+    }
+
+
 def test_layers_that_stay_in_float_are_left_alone_with_that_reason() -> None:
     model = parse(HEAD + "g (float[4,3] x) => (float[4,2] y) { y = MatMul(x, w) }", w=weight(3, 2))
     assert rounded(model, AdaRound(exclude=("matmul*",))).reasons() == {"matmul_0": "it is excluded by 'matmul*'"}
@@ -399,6 +449,8 @@ def test_an_infinite_input_leaves_the_layer_alone() -> None:
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"damping": 2.0}, "damping is 2.0"),
         ({"regularization": -1.0}, "regularization is -1.0"),
+        ({"bits": 5}, "bits is 5 and block 0, expected 8 or 4"),
+        ({"block": -1}, "bits is 8 and block -1"),
     ],
 )
 def test_options_out_of_range_are_usage_errors(options: dict[str, Any], message: str) -> None:
