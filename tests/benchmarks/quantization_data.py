@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 _CIFAR_CALIBRATING, _CIFAR_EVALUATING = 200, 2000
 _FRAME, _HOP = 512, 256  # of the speech enhancement's spectra
 _WINDOWS = 900  # of 512 samples, of the recording for voice activity
+_LARGE = 48  # photographs where outputs are as large as pictures
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def masks(real: Path) -> Data:
     """Photographs that have a mask; truth: [513, 513] classes of VOC, 0 elsewhere, UNKNOWN where nobody looked."""
     from PIL import Image
 
-    files = [file for file in _photographs(real) if _mask_of(real, file).is_file()]
+    files = [file for file in _photographs(real) if _mask_of(real, file).is_file()][:_LARGE]
     table = np.zeros(256, np.uint8)
     table[list(_VOC)] = np.arange(1, 21)
     table[0] = UNKNOWN
@@ -152,7 +153,7 @@ def luma(real: Path) -> Data:
     from PIL import Image
 
     large, small = [], []
-    for file in _photographs(real):
+    for file in _photographs(real)[:_LARGE]:
         with Image.open(file) as image:
             y = image.convert("YCbCr").getchannel("Y").resize((672, 672), Image.Resampling.BICUBIC)
             large.append(np.asarray(y, np.float32) / 255)
