@@ -246,9 +246,9 @@ def _passes(items: Iterable[Mapping[str, Any]], changed: str) -> Table:
 def _print_quantization(report: Report, console: Console) -> None:
     """The form, scheme and maker of a quantized model, and how many layers of each operator compute on integers."""
     found = report["quantization"]
-    table = _table("quantization", "operator", "on integers", "integer weights", "in float")
+    table = _table("quantization", "operator", "on integers", "small weights", "in float")
     for op, counts in found["operators"].items():
-        _row(table, op, *(str(counts[key] or "") for key in ("integer", "integer_weights", "float")))
+        _row(table, op, *(str(counts[key] or "") for key in ("integer", "small_weights", "float")))
     console.print(table)
     schemes = (f"{kind} {found[kind]['text']}" for kind in ("activations", "weights") if found[kind])
     maker = report["model"]["producer"] if report["kind"] == "inspect" else ""
@@ -298,7 +298,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 _NUMERIC = frozenset(
-    "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|in float|instructions|integer weights"
+    "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|in float|instructions|small weights"
     "|largest error|least|lost accuracy|lost agreement|most|nodes|ns|on integers|params|relative|relative error"
     "|same top-1|share|vector|weights|written".split("|")
 )

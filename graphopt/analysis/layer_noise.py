@@ -15,6 +15,7 @@ from graphopt.analysis.execution import Session
 from graphopt.analysis.noise import Noise
 from graphopt.analysis.quantization import FLOAT, Precision, precisions
 from graphopt.analysis.samples import Samples
+from graphopt.ir.reading import is_standard
 
 _GROUP_BYTES = 256 << 20  # of the values of a sample that are compared in one run
 _UNKNOWN_DIMENSION = 64
@@ -45,8 +46,8 @@ def layer_noise(original: ir.Model, rewritten: ir.Model, samples: Samples) -> di
         precision = found.get(node)
         if precision is None or str(precision) == FLOAT:
             continue
-        names = _names(node)
-        if names[0] in values and _is_float(values[names[0]]) and _is_float(node.outputs[0]):
+        names = _names(_scaled(node.outputs[0], values))
+        if names[0] in values and _is_float(values[names[0]]):
             pairs[node.name or f"{node.op_type}_{index}"] = names
     noises = {layer: Noise() for layer in pairs}
     for group in _groups(pairs, values):
@@ -59,9 +60,18 @@ def layer_noise(original: ir.Model, rewritten: ir.Model, samples: Samples) -> di
     return {layer: noise.sqnr_db for layer, noise in noises.items()}
 
 
-def _names(node: ir.Node) -> tuple[str, str]:
-    """The name that the first result of `node` has in a float model, and of what the next layer reads here."""
-    value = node.outputs[0]
+def _scaled(value: ir.Value, values: Mapping[str | None, ir.Value]) -> ir.Value:
+    """The sum of products in floats, of an operator that gives its integers: behind its factors and its bias."""
+    while value.dtype == ir.DataType.INT32 or (value.name not in values and not value.is_graph_output()):
+        readers = [use.node for use in value.uses()]
+        if len(readers) != 1 or not is_standard(readers[0], "Add", "Cast", "Mul"):
+            break
+        value = readers[0].outputs[0]
+    return value
+
+
+def _names(value: ir.Value) -> tuple[str, str]:
+    """The name that `value` has in a float model, and of what the next layer reads here."""
     readers = [use.node for use in value.uses()]
     if len(readers) == 1 and readers[0].op_type == "QuantizeLinear" and not value.is_graph_output():
         after = [use.node for use in readers[0].outputs[0].uses()]

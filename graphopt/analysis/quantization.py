@@ -4,8 +4,8 @@ QDQ        QuantizeLinear and DequantizeLinear around operators of floats. A nod
            that it reads is dequantized, and its result is quantized; a sum of products may end in float.
 QOperator  operators that take and give integers: QLinearConv, QLinearMatMul, and more in the domain com.microsoft.
 dynamic    activations quantized by their range at run time: DynamicQuantizeLinear, ConvInteger, MatMulInteger.
-weights    constants alone: DequantizeLinear of a constant that a float operator reads, MatMulNBits, and palettes:
-           constant indices that Gather looks up in a constant.
+weights    constants alone: DequantizeLinear of a constant that a float operator reads, MatMulNBits, palettes (constant
+           indices that Gather looks up in a constant), and constants of 16 bits that are cast before they are read.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Quantization:
 
     form: "QDQ", "QOperator", "dynamic", "weights", or several of them joined by " + ".
     activations, weights: None where there are no integers of the kind, or where their scales are not known.
-    operators: by operator, how many layers compute on integers, on floats with integer weights, and on floats alone.
+    operators: by operator, how many layers compute on integers, on floats with weights stored in fewer bits, and on
+        floats alone.
     """
 
     form: str
@@ -127,7 +128,7 @@ def precisions(graph: ir.Graph) -> dict[ir.Node, Precision]:
 
 def quantization(model: ir.Model) -> Quantization | None:
     """How the main graph of `model` is quantized; None if nothing in it is."""
-    nodes = [node for node in model.graph if is_quantized_operator(node) or _is_palette(node)]
+    nodes = [node for node in model.graph if is_quantized_operator(node) or _stored_as(node)]
     if not nodes:
         return None
     found = precisions(model.graph)
@@ -158,7 +159,7 @@ def _form(node: ir.Node) -> str:
         producer = _behind(node.inputs[0])
         pair = producer is not None and producer.op_type == "QuantizeLinear"
         return "QDQ" if pair else "weights" if _is_weight(node) and _reads_float(node) else ""
-    if node.op_type in _PACKED or _is_palette(node):
+    if node.op_type in _PACKED or _stored_as(node):
         return "weights"
     if node.op_type in (*_INTEGER, *_DYNAMIC, "DynamicQuantizeLinear"):
         return "dynamic"
@@ -184,7 +185,7 @@ def _precision(node: ir.Node, before: Mapping[ir.Node, Precision]) -> Precision 
         return Precision(next(filter(None, known), "int8"), weight)
     if name in (*_INTEGER, *_DYNAMIC):
         producer = _behind(node.inputs[0])
-        dynamic = name in _DYNAMIC or (producer is not None and producer.op_type == "DynamicQuantizeLinear")
+        dynamic = name in _DYNAMIC or (producer is not None and producer.op_type != "QuantizeLinear")
         return Precision(_type(node, 0) or "uint8", _type(node, 1), dynamic)
     if name in _PACKED:
         bits = node.attributes.get_int("bits", 4)
@@ -228,8 +229,9 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
             floating |= index < 2 if is_standard(node, *_PRODUCTS) else is_standard(node, *_SUMS)
             continue
         producer = value.producer()
-        if (maker := _behind(value)) is not None and _is_palette(maker):
-            weights.append(PALETTE)
+        if (maker := _behind(value)) is not None and (stored := _stored_as(maker)):
+            weights.append(stored)
+            floating = True
             continue
         if maker is not None and maker.op_type == "DequantizeLinear" and _is_weight(maker):
             producer = maker  # moved before it is read
@@ -246,14 +248,19 @@ def _operands(node: ir.Node) -> tuple[list[str], list[str], bool]:
     return ([] if floating else activations), weights, dynamic
 
 
-def _is_palette(node: ir.Node) -> bool:
-    """Whether `node` makes a weight of constant indices, which may be stored in fewer bits, and a constant palette."""
-    if not is_standard(node, "Gather", "GatherElements") or node.outputs[0].dtype not in _FLOATS:
-        return False
-    indices = node.inputs[1].producer() if node.inputs[1] is not None else None
-    stored = indices.inputs[0] if indices is not None and is_standard(indices, "Cast") else None
-    few = stored is not None and stored.dtype in (ir.DataType.UINT8, ir.DataType.UINT4)
-    return few and constant(stored) is not None and constant(node.inputs[0]) is not None
+def _stored_as(node: ir.Node) -> str:
+    """How the weight that `node` makes is stored, if that is a palette or a float of 16 bits; empty otherwise."""
+    value = node.inputs[0] if node.inputs else None
+    if constant(value) is None or value is None or node.outputs[0].dtype not in _FLOATS:
+        return ""
+    if is_standard(node, "Cast"):
+        return _float_name(value.dtype) if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else ""
+    if not is_standard(node, "Gather", "GatherElements") or node.inputs[1] is None:
+        return ""
+    cast = node.inputs[1].producer()
+    indices = cast.inputs[0] if cast is not None and is_standard(cast, "Cast") else None
+    few = indices is not None and indices.dtype in (ir.DataType.UINT8, ir.DataType.UINT4)
+    return PALETTE if few and constant(indices) is not None else ""
 
 
 def _is_weight(node: ir.Node) -> bool:

@@ -161,7 +161,7 @@ def _quantization(model: ir.Model, costs: Sequence[LayerCost]) -> dict[str, Any]
         },
         "integer_macs": integer,
         "operators": {
-            op: dict(zip(("integer", "integer_weights", "float"), counts, strict=True))
+            op: dict(zip(("integer", "small_weights", "float"), counts, strict=True))
             for op, counts in found.operators.items()
         },
     }

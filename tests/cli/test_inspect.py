@@ -82,7 +82,7 @@ def test_inspect_shows_how_a_model_is_quantized(tmp_path: Path, run: Run) -> Non
     for words in ("QDQ; activations int8, asymmetric, per tensor; weights int8, symmetric", "made by some.tool"):
         assert words in shown
     report = json.loads(run("inspect", tmp_path / "int8.onnx", "--json").stdout)
-    assert report["quantization"]["operators"] == {"MatMul": {"integer": 1, "integer_weights": 0, "float": 0}}
+    assert report["quantization"]["operators"] == {"MatMul": {"integer": 1, "small_weights": 0, "float": 0}}
     data = tmp_path / "data.npz"
     np.savez(data, x=np.zeros((3, 4), np.float32))
     refused = run("inspect", tmp_path / "int8.onnx", "--sensitivity", "--calib", data)

@@ -14,6 +14,7 @@ from graphopt.passes.cleanup.eliminate_identity import EliminateIdentity
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.manager import run_passes
+from graphopt.pipeline.spec import parse_spec
 from tests.passes.harness import parse
 from tests.passes.quantize.test_sensitivity import HEAD, network, samples, weight
 
@@ -44,6 +45,17 @@ def test_a_layer_that_is_an_output_of_the_graph_is_compared_as_it_comes_out() ->
     graph_ir.refresh_shapes(model)
     after, floats = quantized(model, samples())
     assert set(floats.noise(after, samples())) == {"conv_0", "conv_1"}
+
+
+def test_a_dynamic_layer_is_compared_behind_its_scales_and_its_bias() -> None:
+    model = parse(HEAD + "g (float[2,8] x) => (float[2,5] y) { y = Gemm(x, w, b) }", w=weight(8, 5), b=weight(5))
+    graph_ir.refresh_shapes(model)
+    data = Samples({"x": weight(24, 8)}, {"x": 2})
+    after, floats = graph_ir.clone(model), LastFloats()
+    context = PassContext(calibration=data)
+    run_passes(after, [parse_spec("quantize-dynamic")], context, before_each=floats.keep)
+    (decibels,) = floats.noise(after, data).values()
+    assert 30 < decibels < 60
 
 
 def test_there_is_nothing_to_tell_without_samples_or_integers() -> None:

@@ -123,6 +123,22 @@ def test_weights_of_a_palette() -> None:
     assert result is not None and result.form == "weights" and result.operators == {"MatMul": (0, 1, 0)}
 
 
+def test_weights_stored_in_half_precision() -> None:
+    found = model("v = Cast<to=1>(w16) y = MatMul(x, v)", w16=np.ones((4, 3), np.float16))
+    assert layers(found) == {"MatMul": "float32, weights float16"}
+    result = quantization(found)
+    assert result is not None and result.form == "weights" and result.weights is None
+
+
+def test_a_scale_for_each_row_is_chosen_at_run_time() -> None:
+    found = model(
+        "a = Abs(x) m = ReduceMax(a, axes) d = Div(x, m) r = Round(d) q = Cast<to=3>(r)"
+        " i = MatMulInteger(q, wq) f = Cast<to=1>(i) y = Mul(f, m)",
+        axes=np.array([1]),
+    )
+    assert layers(found)["MatMulInteger"] == "int8 at run time"
+
+
 def test_what_is_computed_from_constants_alone_is_no_layer() -> None:
     found = model(f"v = {D}(wt, s) t = Transpose<perm=[1,0]>(v) y = MatMul(x, t)", wt=np.ones((3, 4), np.int8))
     assert layers(found) == {"MatMul": "float32, weights int8"}

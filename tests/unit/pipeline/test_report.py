@@ -107,7 +107,7 @@ SENSITIVITY = {
 
 
 def quantized_report() -> dict[str, Any]:
-    """On a model with one product on integers, one with integer weights, and one that a pass left alone."""
+    """On a model with one product on integers, one with small weights, and one that a pass left alone."""
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17], producer_name: "tests">
         net (float[1,4] x) => (float[1,4] y) {
@@ -135,7 +135,7 @@ def test_a_quantized_model_says_how_and_each_layer_what_it_computes_in() -> None
     jsonschema.validate(report, SCHEMA)
     found = report["quantization"]
     assert found["form"] == "QDQ + weights" and found["integer_macs"] == 16
-    assert found["operators"] == {"MatMul": {"integer": 1, "integer_weights": 1, "float": 1}}
+    assert found["operators"] == {"MatMul": {"integer": 1, "small_weights": 1, "float": 1}}
     assert found["activations"]["text"] == "int8, asymmetric, per tensor"
     layers = {layer["name"]: (layer["precision"], layer["sqnr_db"]) for layer in report["layers"]}
     assert layers == {
