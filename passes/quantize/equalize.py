@@ -24,6 +24,7 @@ from graphopt.passes.quantize.lanes import Lanes
 from graphopt.passes.quantize.rescaling import Seam, declined, rescale, seams_of, settle
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 
+_BOUNDS = ("Relu", "Clip", "Min", "Max")
 _BROADCAST_OPSET = 8  # the first in which Min and Max broadcast
 
 
@@ -89,11 +90,11 @@ def _obstacle(seam: Seam) -> str:
 
 
 def _stored(lanes: Lanes, pinned: Mapping[int, str]) -> Sequence[ir.Value]:
-    """The values with lanes to scale, without those that only a Relu or Clip reads, which is computed with them."""
+    """The values with lanes to scale, without those that only a bound reads, which is computed with them."""
     movable = np.ones(lanes.count, bool)
     movable[list(pinned)] = False
     return [
         value
         for value, own in lanes.of.items()
-        if movable[own].any() and not all(user.op_type in ("Relu", "Clip") for user in value.consumers())
+        if movable[own].any() and not all(user.op_type in _BOUNDS for user in value.consumers())
     ]

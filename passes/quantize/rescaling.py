@@ -24,9 +24,10 @@ from graphopt.pipeline.base import Declined
 
 SETTLED = 2e-4  # in powers of two: the largest step of a scale in the last sweep
 WORTHWHILE = 0.02  # in powers of two: a graph is left alone if no scale would move by more
-DEAD = 2.0**-12  # of the largest range in a seam: less is a channel that does not matter
+FLOOR = 2.0**-3  # of the largest range in a seam: less counts as much, because samples may have missed it
 _SWEEPS = 500
-_RELAXATION = 1.5  # of each step: converges in half the sweeps of 1
+_RELAXATION = 1.5  # of each step: converges in half the sweeps of 1, which comes last, as it is exact for a single seam
+_OWN_RELAXATION = 0.5  # where a layer reads the channels that it makes: more than 1 would swing
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _magnitudes(node: ir.Node) -> Array:
     if array is None:
         raise ValueError(f"{node.op_type} '{layer_name(node)}' has no constant weight")
     groups = node.attributes.get_int("group", 1)
-    flat = np.abs(array).reshape(*array.shape[:2], -1).max(axis=2, initial=0)
+    factor = abs(node.attributes.get_float("alpha", 1.0))
+    flat = factor * np.abs(array).reshape(*array.shape[:2], -1).max(axis=2, initial=0)
     outputs_first = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
     if outputs_first:
         return np.asarray(flat.reshape(groups, -1, flat.shape[1]))
@@ -107,8 +109,7 @@ def settle(
     """Balance the ranges on both sides of seams: the binary logarithms of the scales by lane; 0 where one is to stay.
 
     Args:
-        pinned: lanes that keep the scale 1. So do those whose range is not DEAD times the largest of the seam, and
-            those that would need more than MAX_SCALE.
+        pinned: lanes that keep the scale 1. No scale leaves 1/MAX_SCALE to MAX_SCALE.
         alpha: the share of the front's range that moves to the back.
         maxima: of activations by lane, the ranges in front; those of the weights that make them by default.
     """
@@ -116,19 +117,31 @@ def settle(
     log2 = np.zeros(lanes.count)
     free = np.ones(lanes.count, bool)
     free[list(pinned)] = False
-    for _ in range(_SWEEPS):
+
+    def sweep(relaxation: float) -> float:
+        """Move each scale once; the largest step."""
         largest = 0.0
         for seam in seams:
+            own = {port.node for port in seam.makers} & {port.node for port in seam.readers}
             used = seam.lanes[free[seam.lanes]]
             makes = [(port.lanes, weights.made(port, log2)) for port in seam.makers if maxima is None]
             front = _largest(makes, lanes.count) if maxima is None else maxima / np.exp2(log2)
             back = _largest([(p.lanes, weights.read(p, log2)) for p in seam.readers if p.weighted], lanes.count)
-            step = _RELAXATION * _step(front[used], back[used], alpha)
+            step = (_OWN_RELAXATION if own else relaxation) * _step(front[used], back[used], alpha)
             step = np.where(np.abs(log2[used] + step) > np.log2(MAX_SCALE), 0.0, step)
             log2[used] += step
-            largest = max(largest, np.abs(step).max(initial=0.0))
+            largest = max(largest, float(np.abs(step).max(initial=0.0)))
+        return largest
+
+    relaxation, smallest = (_RELAXATION if maxima is None else 1.0), np.inf
+    for _ in range(_SWEEPS):
+        largest = sweep(relaxation)
         if largest < SETTLED:
             break
+        if largest > 2 * smallest:  # it swings
+            relaxation = 1.0
+        smallest = min(smallest, largest)
+    sweep(1.0)
     return log2 if np.abs(log2).max(initial=0.0) >= WORTHWHILE else np.zeros(lanes.count)
 
 
@@ -141,9 +154,10 @@ def _largest(ranges: Sequence[tuple[Array, Array]], count: int) -> Array:
 
 
 def _step(front: Array, back: Array, alpha: float) -> Array:
-    """The logarithm of front^α / back^(1−α), 0 for dead channels."""
-    alive = (front > DEAD * front.max(initial=0.0)) & (back > DEAD * back.max(initial=0.0))
-    front, back = np.where(alive, front, 1.0), np.where(alive, back, 1.0)
+    """The logarithm of front^α / back^(1−α), with ranges below FLOOR counted as that; 0 if both are below."""
+    least, lowest = FLOOR * front.max(initial=0.0), FLOOR * back.max(initial=0.0)
+    known = ((front > least) | (back > lowest)) & (least > 0) & (lowest > 0)
+    front, back = np.where(known, np.maximum(front, least), 1.0), np.where(known, np.maximum(back, lowest), 1.0)
     return np.asarray(alpha * np.log2(front) - (1 - alpha) * np.log2(back))
 
 
