@@ -249,7 +249,10 @@ def verify(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            "--tolerance", metavar="T", min=0, help="Largest difference of an output's range; 1e-4 by default."
+            "--tolerance",
+            metavar="T",
+            min=0,
+            help="Largest difference of an output's range; 1e-4 by default, 5e-2 if quantized dynamically.",
         ),
     ] = None,
     threads: Threads = 1,

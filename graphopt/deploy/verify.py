@@ -29,8 +29,9 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 TOLERANCE = 1e-4  # of an output's range: what float32 kernels that add in another order stay within
 # The same where activations are rounded to 8 bits by a range found at run time: the last digit of a float may move one
-# by a whole step. ONNX Runtime with and without its optimizations differs by 2e-3 on a transformer of six layers.
-ROUNDED_TOLERANCE = 1e-2
+# by a whole step, and layers behind it carry that on. ONNX Runtime with and without its optimizations differs by 2e-3 on
+# an encoder of six layers and by 1.5e-2 on a language model of five.
+ROUNDED_TOLERANCE = 5e-2
 _ROUNDING = frozenset({"DynamicQuantizeLinear", "MatMulInteger"})
 
 
