@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, constant, fresh_name
+from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.serving import check_served
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
@@ -80,7 +81,7 @@ def _store(graph: ir.Graph, value: ir.Value, half: Array) -> None:
     name = value.name or "weight"
     stored = add_initializer(graph, f"{name}/float16", half)
     float32 = ir.DataType.FLOAT
-    cast = ir.node("Cast", [stored], attributes={"to": int(float32)}, name=fresh_name(graph, f"{name}/cast"))
+    cast = ir.node("Cast", [stored], attributes={"to": int(float32)}, name=fresh_node_name(graph, f"{name}/cast"))
     output = cast.outputs[0]
     output.name = fresh_name(graph, f"{name}/float32")
     output.type, output.shape = ir.TensorType(float32), ir.Shape(half.shape)

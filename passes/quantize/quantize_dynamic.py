@@ -35,6 +35,7 @@ from graphopt.passes.cleanup.rewiring import (
     replace,
 )
 from graphopt.passes.quantize.arithmetic import WEIGHT_MAX, quantize, weight_parameters
+from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.serving import check_served
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
@@ -182,7 +183,9 @@ class _Writer:
 
     def _by_tensor(self, x: ir.Value) -> list[ir.Value]:
         name, scalar = x.name or "input", ir.Shape([])
-        made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=fresh_name(self.graph, f"{name}/quantize"))
+        made = ir.node(
+            "DynamicQuantizeLinear", [x], num_outputs=3, name=fresh_node_name(self.graph, f"{name}/quantize")
+        )
         kinds = ((ir.DataType.UINT8, x.shape), (ir.DataType.FLOAT, scalar), (ir.DataType.UINT8, scalar))
         for value, part, (dtype, shape) in zip(made.outputs, ("uint8", "scale", "zero_point"), kinds, strict=True):
             value.name = fresh_name(self.graph, f"{name}/{part}")
@@ -241,7 +244,7 @@ class _Writer:
         output = made.outputs[0]
         output.name = fresh_name(self.graph, base)
         output.type, output.shape = ir.TensorType(dtype), shape
-        made.name = name or output.name
+        made.name = name or fresh_node_name(self.graph, output.name)
         self.graph.insert_before(self._place, made)
         return output
 

@@ -21,6 +21,7 @@ from graphopt.errors import UsageError
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, constant, fresh_name, is_standard
 from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
+from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.serving import check_served
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
@@ -152,7 +153,7 @@ def _store(graph: ir.Graph, value: ir.Value, blocks: Blocks, block_size: int) ->
     ]
     if zero_point is not None:
         inputs.append(add_initializer(graph, f"{name}/zero_point", zero_point))
-    node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=fresh_name(graph, f"{name}/dequantize"))
+    node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=fresh_node_name(graph, f"{name}/dequantize"))
     output = node.outputs[0]
     output.name = fresh_name(graph, f"{name}/dequantized")
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(blocks.integers.shape)

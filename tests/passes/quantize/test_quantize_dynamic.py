@@ -71,6 +71,19 @@ def test_what_reads_one_input_shares_its_range_and_what_shares_a_weight_stores_i
     assert sorted(len(value.shape or ()) for value in stored) == [0, 0, 2, 2]
 
 
+@pytest.mark.parametrize("per", list(Per))
+def test_a_result_that_is_an_output_and_an_input_of_the_next_layer(per: Per) -> None:
+    model = parse(
+        f"""{HEADER.format(opset=17)} g (float[3,7] x) => (float[3,5] y, float[3,4] z) {{
+            y = MatMul(x, w)
+            z = MatMul(y, v)
+        }}""",
+        w=matrix(7, 5),
+        v=matrix(5, 4),
+    )
+    check(QuantizeDynamic(per=per), model, relative=0.05)
+
+
 def by_formula(x: np.ndarray, w: np.ndarray, per: Per) -> np.ndarray:
     """The algebra of the pass's module, with weights by the largest magnitude."""
     scales = np.where(np.abs(w).max(axis=0) > 0, np.abs(w).max(axis=0) / 127, 1).astype(np.float32)

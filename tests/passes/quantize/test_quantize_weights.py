@@ -145,6 +145,15 @@ def test_a_weight_that_two_layers_read_is_stored_once() -> None:
     assert outcome.result.statistics["quantized-weights"] == 1 and outcome.operators().count("DequantizeLinear") == 1
 
 
+def test_a_weight_that_is_read_along_two_axes_is_stored_for_each() -> None:
+    text = f"""{HEADER.format(opset=21)} g (float[3,9] x, float[3,9] t) => (float[3,9] y, float[3,9] z) {{
+        y = MatMul(x, w)
+        z = Gemm<transB = 1>(t, w)
+    }}"""
+    outcome = check(QuantizeWeights(smallest=0, block=4), parse(text, w=matrix(9, 9)), relative=0.02)
+    assert outcome.result.statistics["quantized-weights"] == 2
+
+
 DECLINED = {
     "its right operand is no constant": "(float[3,7] x, float[7,5] t) => (float[3,5] y) { y = MatMul(x, t) }",
     "it is excluded by 'matmul_*'": "(float[3,7] x) => (float[3,5] y) { y = MatMul(x, w) }",
