@@ -99,9 +99,8 @@ def table(rows: list[Row]) -> str:
         numbers = [f"{number:.4f}" if number is not None else "" for number in (row.score, row.agreement)]
         distance = "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
         sizes = (row.onnx, row.shared, row.static, row.shared_compressed, row.static_compressed, row.decoded)
-        coders = ", ".join(
-            f"{name} {before // 1000} to {after // 1000}" for name, (before, after) in row.coders.items()
-        )
+        used = {name: sizes for name, sizes in row.coders.items() if sizes[0] >= 1000}
+        coders = ", ".join(f"{name} {before // 1000} to {after // 1000}" for name, (before, after) in used.items())
         cells = [
             row.model,
             row.method,
