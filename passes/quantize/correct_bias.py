@@ -46,8 +46,10 @@ Array = np.ndarray[Any, Any]
 
 _STATE_BYTES = 512 << 20  # of what the model keeps between two layers, for all samples
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div", "Identity", "Dropout")
 _NOISE = 1e-5  # of a channel's root mean square: what sums in float32 may be off by, and more
 _OTHER_SCALE = 0.1  # by which a channel's spread differs where a pass before gave it another scale; int8 leaves 0.03
+_OTHER_MEAN = 0.5  # of a channel's spread, by which its mean differs where a pass before gave it another
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,30 @@ def _stored(node: ir.Node, index: int) -> tuple[ir.Node, Array, Array] | None:
 
 
 def _same_in(original: ir.Model, value: ir.Value) -> ir.Value | None:
-    """The value of this name; where the output of the graph is quantized, its name is behind the pair."""
+    """The value of this name; where the output of the graph is quantized, its name is behind the pair. What a fold has
+    taken into the layer since, and what is therefore gone from its graph, is passed.
+    """
     names = [value.name]
     for rounding in value.consumers():
         if is_standard(rounding, "QuantizeLinear"):
             names += [reader.outputs[0].name for reader in rounding.outputs[0].consumers()]
     made = {output.name: output for node in original.graph for output in node.outputs}
-    return next((made[name] for name in names if name in made), None)
+    found = next((made[name] for name in names if name in made), None)
+    present = {output.name for node in value.graph or () for output in node.outputs}
+    while found is not None and (folded := _affine_reader(found)) is not None and folded.name not in present:
+        found = folded
+    return found
+
+
+def _affine_reader(value: ir.Value) -> ir.Value | None:
+    """What the only reader of `value` makes, if a linear layer before it can take the reader in."""
+    if len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    reader = next(iter(value.uses())).node
+    others = [given for given in reader.inputs if given is not None and given is not value]
+    if not is_standard(reader, *_AFFINE) or any(constant(given) is None for given in others):
+        return None
+    return reader.outputs[0]
 
 
 def _original_spreads(
@@ -209,10 +228,12 @@ def _correct(
     return moved, declined
 
 
-def _scaled(found: Spread, wanted: Spread) -> Array:
-    """Which channels have another scale than in the original, as after equalization; of those that vary."""
+def _foreign(found: Spread, wanted: Spread) -> Array:
+    """Which channels hold other numbers than in the original, as after equalization, and not the same ones rounded."""
     varies = wanted.deviation > 1e-3 * np.sqrt(wanted.square)
-    return np.asarray(varies & (np.abs(found.deviation - wanted.deviation) > _OTHER_SCALE * wanted.deviation))
+    scaled = np.abs(found.deviation - wanted.deviation) > _OTHER_SCALE * wanted.deviation
+    moved = np.abs(found.mean - wanted.mean) > _OTHER_MEAN * wanted.deviation
+    return np.asarray(varies & (scaled | moved))
 
 
 def _steps(each: _Biased, found: Spread, wanted: Spread) -> Array | str:
@@ -225,12 +246,12 @@ def _steps(each: _Biased, found: Spread, wanted: Spread) -> Array | str:
         return f"its bias has {integers.size} numbers for {found.mean.size} channels"
     if not (np.isfinite(found.square).all() and np.isfinite(wanted.square).all()):
         return "its output is NaN or infinite on the calibration data"
-    scaled = _scaled(found, wanted)
-    if 2 * np.count_nonzero(scaled) > scaled.size:
-        return "its channels are scaled otherwise than in the original"
+    foreign = _foreign(found, wanted)
+    if 2 * np.count_nonzero(foreign) > foreign.size:
+        return "its channels are scaled or shifted otherwise than in the original"
     apart = found.mean - wanted.mean
     least = np.maximum(scale.reshape(-1), _NOISE * np.sqrt(found.square))
-    exact = np.where((np.abs(apart) >= least) & ~scaled, -apart / scale.reshape(-1), 0.0)
+    exact = np.where((np.abs(apart) >= least) & ~foreign, -apart / scale.reshape(-1), 0.0)
     limits = np.iinfo(np.int32)
     before = integers.reshape(-1).astype(np.int64)
     return np.asarray(np.clip(before + np.rint(exact), limits.min, limits.max).astype(np.int64) - before)

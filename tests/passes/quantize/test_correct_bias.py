@@ -18,6 +18,8 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import UsageError
+from graphopt.passes.cleanup.clean_up import CleanUp
+from graphopt.passes.cleanup.rewiring import constant
 from graphopt.passes.quantize.correct_bias import CorrectBias
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
@@ -74,6 +76,14 @@ def shift(original: ir.Model, model: ir.Model, name: str, samples: Samples) -> A
     return np.abs(stacked.mean(axis=tuple(axis for axis in range(stacked.ndim) if axis != 1)))
 
 
+def bias_scale(conv: ir.Node) -> Array:
+    """The step of each channel's bias."""
+    producer = conv.inputs[2].producer() if conv.inputs[2] is not None else None
+    scale = constant(producer.inputs[1]) if producer is not None else None
+    assert scale is not None
+    return scale
+
+
 def two_layers() -> ir.Model:
     """The first layer's clipped and rounded output shifts the second one's mean."""
     return parse(
@@ -104,9 +114,7 @@ def test_the_means_of_all_layers_come_back_to_half_a_step() -> None:
     for node in outcome.after.graph:
         if node.op_type == "Conv":
             name = str(node.outputs[0].name)
-            producer = node.inputs[2].producer() if node.inputs[2] is not None else None
-            scale = producer.inputs[1].const_value.numpy() if producer is not None else None
-            assert scale is not None
+            scale = bias_scale(node)
             before, after = (shift(model, each, name, samples) for each in (outcome.before, outcome.after))
             assert np.all(after < 1.01 * np.maximum(scale, 0)) and np.max(before) > 5 * np.max(scale)
 
@@ -203,8 +211,53 @@ def test_channels_with_another_scale_than_in_the_original_are_left_alone() -> No
         value = other.graph.initializers[name]
         value.const_value = ir.Tensor(value.const_value.numpy() * by, name=name)
     outcome = corrected(model, quantized(other, samples), samples)
-    assert outcome.reasons() == {"conv_0": "its channels are scaled otherwise than in the original"}
+    assert outcome.reasons() == {"conv_0": "its channels are scaled or shifted otherwise than in the original"}
     assert outcome.result.statistics["biases"] == 1  # the second one computes what it did
+
+
+@pytest.mark.parametrize(
+    "behind", ["BatchNormalization(c, scale, shift, mean, variance)", "Add(c, shift4)", "Mul(c, scale4)"]
+)
+def test_what_clean_up_folds_into_a_layer_belongs_to_its_reference(behind: str) -> None:
+    """The folded layer keeps the name that its output had before the fold."""
+    arrays = {
+        "scale": np.array([2, 0.5, 1, 3], np.float32),
+        "shift": np.array([0.1, -0.2, 5, 1], np.float32),
+        "mean": weight(4),
+        "variance": np.ones(4, np.float32),
+    }
+    arrays |= {f"{name}4": arrays[name].reshape(1, 4, 1, 1) for name in ("scale", "shift")}
+    named = behind.replace(")", ",").split()
+    used = {name: array for name, array in arrays.items() if f"{name}," in named}
+    model = parse(
+        HEAD + f"g (float[1,3,6,6] x) => (float[1,2,6,6] y) {{ c = Conv(x, w, b) n = {behind} y = Conv(n, v, a) }}",
+        w=weight(4, 3, 1, 1) ** 3,
+        b=weight(4),
+        v=weight(2, 4, 1, 1),
+        a=weight(2),
+        **used,
+    )
+    graph_ir.refresh_shapes(model)
+    samples = positive(model)
+    folded = graph_ir.clone(model)
+    run(CleanUp(), folded, PassContext())
+    assert [node.op_type for node in folded.graph] == ["Conv", "Conv"]
+    before = quantized(folded, samples, per_channel=True)
+    outcome = corrected(model, before, samples)
+    assert outcome.result.statistics["biases"] == 2 and not outcome.result.declined
+    name = str(folded.graph[0].outputs[0].name)
+    old, new = (shift(folded, each, name, samples) for each in (before, outcome.after))
+    steps = bias_scale(next(node for node in outcome.after.graph if node.op_type == "Conv"))
+    assert np.all(new < 1.01 * steps) and np.any(old > 2 * steps)
+
+
+def test_a_layer_with_another_constant_than_in_the_original_is_left_alone() -> None:
+    model = two_layers()
+    samples = positive(model)
+    other = graph_ir.clone(model)
+    other.graph.initializers["b2"].const_value = ir.Tensor(np.array([90, -90, 50], np.float32), name="b2")
+    outcome = corrected(model, quantized(other, samples), samples)
+    assert outcome.reasons() == {"conv_2": "its channels are scaled or shifted otherwise than in the original"}
 
 
 def test_without_the_original_or_without_data_nothing_is_corrected() -> None:
