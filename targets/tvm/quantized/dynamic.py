@@ -32,7 +32,7 @@ FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 class Tail:
     """What follows the sums: `last` makes the result, sums · scale + addend, in float32.
 
-    scale: computed, or constant, of one element or one for each column; parts: the factors that it is a product of.
+    scale: computed, or constant, of one element or one for each column.
     """
 
     last: ir.Node
