@@ -3,9 +3,10 @@
 Layers are ranked by the noise that each brings to the outputs (`sensitivity`) over what it costs in float: its
 multiply-accumulates and the numbers that are converted around it. That is the greedy order of a knapsack whose gains
 add up, as the noise of independent roundings does. How many of the ranking's first layers stay in float is found by
-trials of what counts, the whole quantized model's accuracy or SQNR on all samples: first 1, 2, 4, … layers, because
-few are enough more often than many, and because a class that hangs by a hair may come back with any of them; then by
-bisection down to the last number that failed. A model that holds the limit fully quantized is not ranked at all.
+trials of what counts, the whole quantized model's accuracy or SQNR on all samples: first of 1, 2, 3, 5, 8, 12, …
+layers, half as many more each time, because few are enough more often than many, and because a class that hangs by a
+hair may come back with any of them; then by bisection down to the last number that failed. A model that holds the limit
+fully quantized is not ranked at all.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def back_off(
     trials[len(order)] = untouched  # with all of them refused, nothing is quantized
     fails, enough = 0, min(1, len(order))
     while enough < len(order) and not holds(enough):
-        fails, enough = enough, min(2 * enough, len(order))
+        fails, enough = enough, min(enough + (enough + 1) // 2, len(order))
     while enough - fails > 1:
         middle = (fails + enough) // 2
         fails, enough = (fails, middle) if holds(middle) else (middle, enough)
