@@ -305,7 +305,8 @@ def _obstacle_of_add(node: ir.Node) -> str:
 
 def _is_mask(array: Array) -> bool:
     """Whether all numbers are 0 or so low that Softmax makes 0 of them."""
-    return bool(array.min() <= _MASKED and np.all((array == 0) | (array <= _MASKED)))
+    low = array <= _MASKED
+    return bool(low.any() and np.isfinite(array).all() and np.all(low | (array == 0)))
 
 
 _OBSTACLES = {
