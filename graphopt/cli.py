@@ -252,7 +252,7 @@ def verify(
             "--tolerance",
             metavar="T",
             min=0,
-            help="Largest difference of an output's range; 1e-4 by default, 5e-2 if quantized dynamically.",
+            help="Largest difference of an output's range; 1e-4 by default, 5e-2 with quantized activations.",
         ),
     ] = None,
     threads: Threads = 1,

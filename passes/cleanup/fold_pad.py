@@ -213,8 +213,7 @@ def _own_pads(user: ir.Node) -> list[int] | str:
 def same_pads(
     auto_pad: str, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
-    """The pads, begins then ends, that SAME_UPPER or SAME_LOWER stand for; one number a spatial axis in each argument.
-    """
+    """The pads, begins then ends, that SAME_UPPER or SAME_LOWER stand for; one number a spatial axis in each argument."""
     before, after = list[int](), list[int]()
     for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (math.ceil(size / stride) - 1) * stride + (window - 1) * dilation + 1 - size)

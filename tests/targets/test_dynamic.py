@@ -11,6 +11,7 @@ import pytest
 
 import graphopt.ir as graph_ir
 from graphopt import optimize, verify
+from graphopt.analysis.samples import probe_samples
 from graphopt.deploy.verify import ROUNDED_TOLERANCE
 from graphopt.passes.quantize.quantize_dynamic import Per, QuantizeDynamic
 from graphopt.pipeline.base import PassContext
@@ -130,6 +131,13 @@ def test_a_bundle_for_the_host_verifies(tmp_path: Path) -> None:
     assert result.library.weight_bytes < 5000  # 1680 weights, which take 6720 bytes in float32
     assert verify(result.out, tolerance=1e-5).passed
     assert verify(result.out).tolerance == ROUNDED_TOLERANCE  # what deeper models need
+
+
+def test_a_bundle_that_was_quantized_on_samples_may_differ_by_a_step(tmp_path: Path) -> None:
+    model = network()
+    result = optimize(model, "host", out=tmp_path / "out", name="net", calib=probe_samples(model, 0, 12), jobs=1)
+    found = verify(result.out)
+    assert found.passed and found.tolerance == ROUNDED_TOLERANCE
 
 
 @pytest.mark.emulation
