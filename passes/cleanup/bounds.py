@@ -14,8 +14,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard, opset_of
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant, set_constant
-from graphopt.passes.cleanup.rewiring import constant, is_standard, opset_of
 from graphopt.pipeline.base import Declined
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import STANDARD_DOMAINS, constant, remove_if_unused, replace
+from graphopt.ir.reading import STANDARD_DOMAINS, constant
+from graphopt.passes.cleanup.rewiring import remove_if_unused, replace
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 PURE_DOMAINS = STANDARD_DOMAINS | {"ai.onnx.ml"}

@@ -21,7 +21,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
 
-from graphopt.passes.cleanup.rewiring import is_standard, opset_of, remove_if_unused
+from graphopt.ir.reading import is_standard, opset_of
+from graphopt.passes.cleanup.rewiring import remove_if_unused
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 

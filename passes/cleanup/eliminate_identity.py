@@ -17,9 +17,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.neutral_layout import LAYOUT_RULES
 from graphopt.passes.cleanup.neutral_values import VALUE_RULES
-from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace
+from graphopt.passes.cleanup.rewiring import remove_if_unused, replace
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 
 RULES = LAYOUT_RULES | VALUE_RULES

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from graphopt.analysis.execution import Session
 from graphopt.errors import GraphoptError
 from graphopt.ir.palettes import makes_palette_indices
+from graphopt.ir.reading import is_standard, static_shape
 from graphopt.passes.cleanup.constants import constant_instead, layer_name, remove_unused_constant
-from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace, static_shape
+from graphopt.passes.cleanup.rewiring import remove_if_unused, replace
 from graphopt.pipeline.base import Declined
 
 Array = npt.NDArray[np.generic]

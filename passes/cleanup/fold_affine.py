@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import AffineAt, fold_into_consumers, fold_into_producer
-from graphopt.passes.cleanup.rewiring import constant, is_standard
 from graphopt.passes.cleanup.sweeping import fold_until_settled
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard, opset_of
 from graphopt.passes.cleanup.linear import LINEAR, Affine
 from graphopt.passes.cleanup.neighbours import fold_into_consumers, fold_into_producer
-from graphopt.passes.cleanup.rewiring import constant, is_standard, opset_of
 from graphopt.passes.cleanup.sweeping import fold_until_settled
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 

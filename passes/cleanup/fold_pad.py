@@ -17,8 +17,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, integers, is_standard, opset_of, static_shape
 from graphopt.passes.cleanup.constants import remove_unused_constant
-from graphopt.passes.cleanup.rewiring import constant, integers, is_standard, opset_of, replace, static_shape
+from graphopt.passes.cleanup.rewiring import replace
 from graphopt.passes.cleanup.sweeping import fold_until_settled
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
@@ -213,7 +214,7 @@ def _own_pads(user: ir.Node) -> list[int] | str:
 def same_pads(
     auto_pad: str, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
-    """The pads, begins then ends, that SAME_UPPER or SAME_LOWER stand for; one number a spatial axis in each argument."""
+    """The pads, begins then ends, that SAME_UPPER or SAME_LOWER stand for; one number a spatial axis of each."""
     before, after = list[int](), list[int]()
     for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (math.ceil(size / stride) - 1) * stride + (window - 1) * dilation + 1 - size)

@@ -16,16 +16,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import axes_of, constant, integers, is_standard
 from graphopt.passes.cleanup.constants import constant_instead, remove_unused_constant
 from graphopt.passes.cleanup.infer_node import infer_node
-from graphopt.passes.cleanup.rewiring import (
-    add_initializer,
-    axes_of,
-    constant,
-    integers,
-    is_standard,
-    remove_if_unused,
-)
+from graphopt.passes.cleanup.rewiring import add_initializer, remove_if_unused
 
 # Longer integer tensors are data, not shapes.
 _MAX_ENTRIES = 64

@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import constant, is_standard, replace
+from graphopt.passes.cleanup.rewiring import replace
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 
+from graphopt.ir.reading import constant, opset_of
 from graphopt.passes.cleanup.bounds import Bounds, bounds_of
-from graphopt.passes.cleanup.rewiring import constant, opset_of
 
 # The first opset that has HardSwish.
 _HARD_SWISH = 14

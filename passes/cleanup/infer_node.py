@@ -7,7 +7,7 @@ import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import constant, opset_of, static_shape
+from graphopt.ir.reading import constant, opset_of, static_shape
 
 # Inputs that an output's shape depends on are small: targets, axes, bounds.
 _MAX_DATA = 64

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import remove_unused_constant
-from graphopt.passes.cleanup.rewiring import constant, is_standard, may_take_name_of, replace
+from graphopt.passes.cleanup.rewiring import may_take_name_of, replace
 
 
 def inline_branches(model: ir.Model) -> int:

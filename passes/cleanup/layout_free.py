@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, has_parameter, integers, is_standard
 from graphopt.passes.cleanup.merge_transposes import Permutation, inverse
-from graphopt.passes.cleanup.rewiring import add_initializer, constant, has_parameter, integers, is_standard
+from graphopt.passes.cleanup.rewiring import add_initializer
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import set_constant
-from graphopt.passes.cleanup.rewiring import constant
 
 Array = npt.NDArray[Any]
 

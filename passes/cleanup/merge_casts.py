@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace
+from graphopt.ir.reading import is_standard
+from graphopt.passes.cleanup.rewiring import remove_if_unused, replace
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 
 D = ir.DataType

@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.merge_slices import ranges_of
-from graphopt.passes.cleanup.rewiring import is_standard, remove_if_unused, replace
+from graphopt.passes.cleanup.rewiring import remove_if_unused, replace
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 

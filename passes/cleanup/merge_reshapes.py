@@ -20,18 +20,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import axes_of, constant, has_parameter, is_standard, same_shape
 from graphopt.passes.cleanup.merge_transposes import permutation_of
-from graphopt.passes.cleanup.rewiring import (
-    add_initializer,
-    axes_of,
-    constant,
-    has_parameter,
-    is_standard,
-    is_used,
-    remove_if_unused,
-    replace,
-    same_shape,
-)
+from graphopt.passes.cleanup.rewiring import add_initializer, is_used, remove_if_unused, replace
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")

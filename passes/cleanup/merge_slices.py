@@ -16,15 +16,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import (
-    add_initializer,
-    has_parameter,
-    integers,
-    is_standard,
-    opset_of,
-    remove_if_unused,
-    replace,
-)
+from graphopt.ir.reading import has_parameter, integers, is_standard, opset_of
+from graphopt.passes.cleanup.rewiring import add_initializer, remove_if_unused, replace
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 Ranges = Mapping[int, range]  # the indices that are taken, by axis

@@ -19,9 +19,10 @@ from typing import ClassVar
 import networkx as nx
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, opset_of
 from graphopt.passes.cleanup import layout_free
 from graphopt.passes.cleanup.merge_transposes import Permutation, inverse, merge_transposes, permutation_of
-from graphopt.passes.cleanup.rewiring import constant, fresh_name, opset_of, remove_if_unused, replace
+from graphopt.passes.cleanup.rewiring import fresh_name, remove_if_unused, replace
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 TURNED, KEPT = "turned", "kept"

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.cleanup.linear import LINEAR, Affine, Fold, fold_after, fold_before
-from graphopt.passes.cleanup.rewiring import is_standard, replace
+from graphopt.passes.cleanup.rewiring import replace
 
 # From a value's rank and the axis of its channels to what is applied there, or why that is not by channel.
 AffineAt = Callable[[int, int], Affine | str]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import axes_of, constant, has_parameter, integers, same_shape, static_shape
+from graphopt.ir.reading import axes_of, constant, has_parameter, integers, same_shape, static_shape
 
 Array = npt.NDArray[np.generic]
 Rule = Callable[[ir.Node], ir.Value | str | None]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import STANDARD_DOMAINS, constant, is_standard, same_shape
 from graphopt.passes.cleanup.neutral_layout import Array, Rule
-from graphopt.passes.cleanup.rewiring import STANDARD_DOMAINS, constant, is_standard, same_shape
 
 IDEMPOTENT = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign", "Trilu"})
 INVOLUTIONS = frozenset({"Neg", "Not", "BitwiseNot"})

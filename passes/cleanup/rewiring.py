@@ -1,4 +1,4 @@
-"""Rewiring: how a clean-up pass lets one value take another's place, and how it reads and adds constants.
+"""Rewiring: how a clean-up pass lets one value take another's place, and how it adds constants.
 
 The names of a graph's outputs belong to its interface. A value that takes an output's place therefore takes its
 name too, and where it cannot (it is an input, an initializer, an output already, or comes from an outer graph) the
@@ -10,38 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-
-from graphopt.ir.reading import (
-    STANDARD_DOMAINS,
-    axes_of,
-    constant,
-    has_parameter,
-    integers,
-    is_standard,
-    normalized,
-    opset_of,
-    same_shape,
-    static_shape,
-)
-
-__all__ = [
-    "STANDARD_DOMAINS",
-    "add_initializer",
-    "axes_of",
-    "constant",
-    "fresh_name",
-    "has_parameter",
-    "integers",
-    "is_standard",
-    "is_used",
-    "may_take_name_of",
-    "normalized",
-    "opset_of",
-    "remove_if_unused",
-    "replace",
-    "same_shape",
-    "static_shape",
-]
 
 
 def may_take_name_of(new: ir.Value, output: ir.Value) -> bool:

@@ -25,8 +25,8 @@ from graphopt.analysis.samples import Samples
 from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.errors import UsageError
 from graphopt.ir import clone
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name, set_constant
-from graphopt.passes.cleanup.rewiring import constant, is_standard
 from graphopt.passes.quantize.blocks import BITS
 from graphopt.passes.quantize.grids import grid_of_quantize, grid_of_quantize_weights
 from graphopt.passes.quantize.moments import Moments, moments

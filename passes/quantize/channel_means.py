@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name, opset_of
+from graphopt.ir.reading import opset_of
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 
 Array = np.ndarray[Any, Any]
 

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import remove_unused_constant
-from graphopt.passes.cleanup.rewiring import add_initializer, constant, fresh_name
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.serving import check_served
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option

@@ -29,15 +29,9 @@ from graphopt.analysis.samples import Samples
 from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.errors import UsageError
 from graphopt.ir import clone, refresh_shapes
+from graphopt.ir.reading import constant, is_standard, same_shape
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
-from graphopt.passes.cleanup.rewiring import (
-    add_initializer,
-    constant,
-    fresh_name,
-    is_standard,
-    remove_if_unused,
-    same_shape,
-)
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name, remove_if_unused
 from graphopt.passes.quantize.channel_means import Spread, channel_axis, measure
 from graphopt.passes.quantize.rules import is_activation
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, Progress, option

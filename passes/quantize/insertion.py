@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import remove_unused_constant
-from graphopt.passes.cleanup.rewiring import add_initializer, constant
+from graphopt.passes.cleanup.rewiring import add_initializer
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters, quantize
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.rules import Kind, Layer

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import axes_of, constant, integers, is_standard, static_shape
 from graphopt.passes.cleanup.bounds import bounds_of
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.cleanup.linear import LINEAR
-from graphopt.passes.cleanup.rewiring import axes_of, constant, integers, is_standard, static_shape
 from graphopt.passes.quantize.lane_ports import layer_norm, linear, product
 from graphopt.passes.quantize.lanes import Array, Carried, Lanes, Tracks, aligned, rank_of
 

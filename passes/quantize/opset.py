@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.ir import convert_opset
-from graphopt.passes.cleanup.rewiring import opset_of
+from graphopt.ir.reading import opset_of
 
 
 def at_least(model: ir.Model, version: int) -> bool:

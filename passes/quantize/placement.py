@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import networkx as nx
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import constant, is_standard
 from graphopt.passes.quantize.rules import (
     Bias,
     Kind,

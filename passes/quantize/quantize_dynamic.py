@@ -25,15 +25,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.observers import channel_ends
+from graphopt.ir.reading import constant, is_standard, opset_of
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
-from graphopt.passes.cleanup.rewiring import (
-    add_initializer,
-    constant,
-    fresh_name,
-    is_standard,
-    opset_of,
-    replace,
-)
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name, replace
 from graphopt.passes.quantize.arithmetic import WEIGHT_MAX, quantize, weight_parameters
 from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least

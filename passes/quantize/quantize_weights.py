@@ -18,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
-from graphopt.passes.cleanup.rewiring import add_initializer, constant, fresh_name, is_standard
+from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
 from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least

@@ -14,10 +14,11 @@ import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.bounds import bounds_of
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant, set_constant
 from graphopt.passes.cleanup.linear import Affine, fold_after, fold_before
-from graphopt.passes.cleanup.rewiring import add_initializer, constant
+from graphopt.passes.cleanup.rewiring import add_initializer
 from graphopt.passes.quantize.lane_ports import MAX_SCALE
 from graphopt.passes.quantize.lanes import Array, Carried, Lanes, Port
 from graphopt.pipeline.base import Declined

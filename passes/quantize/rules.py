@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.palettes import palette_of
-from graphopt.passes.cleanup.rewiring import constant, is_standard, static_shape
+from graphopt.ir.reading import constant, is_standard, static_shape
 
 Array = np.ndarray[Any, Any]
 

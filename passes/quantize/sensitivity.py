@@ -25,8 +25,8 @@ from graphopt.analysis.observers import Histogram
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
 from graphopt.ir import clone
+from graphopt.ir.reading import is_standard, static_shape
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.cleanup.rewiring import is_standard, static_shape
 from graphopt.passes.quantize.arithmetic import Parameters
 from graphopt.passes.quantize.placement import Group, Plan
 from graphopt.passes.quantize.rules import Kind, Layer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.analysis.observers import channel_ends
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.arithmetic import (
     WEIGHT_MAX,
     Parameters,

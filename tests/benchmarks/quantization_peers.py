@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 import graphopt.ir as graph_ir
-from graphopt.passes.cleanup.rewiring import opset_of
+from graphopt.ir.reading import opset_of
 
 Array = np.ndarray[Any, Any]
 

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 import graphopt.ir as graph_ir
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import parse, run

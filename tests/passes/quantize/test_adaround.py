@@ -16,7 +16,7 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import UsageError
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.adaround import AdaRound
 from graphopt.passes.quantize.moments import moments
 from graphopt.passes.quantize.patches import columns, from_matrix, places_of, to_matrix

@@ -18,8 +18,8 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import UsageError
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.clean_up import CleanUp
-from graphopt.passes.cleanup.rewiring import constant
 from graphopt.passes.quantize.correct_bias import CorrectBias
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.samples import probe_samples
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.equalize import Clips, Equalize, Ranges
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.manager import run_passes

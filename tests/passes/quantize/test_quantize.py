@@ -17,7 +17,7 @@ from graphopt.analysis.comparison import compare_runs
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import ModelWarning, UsageError
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.arithmetic import Parameters, dequantize, quantize
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext

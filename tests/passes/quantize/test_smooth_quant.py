@@ -15,7 +15,7 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import UsageError
-from graphopt.passes.cleanup.rewiring import constant
+from graphopt.ir.reading import constant
 from graphopt.passes.quantize.smooth_quant import SmoothQuant
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import Outcome, check, parse
