@@ -13,6 +13,7 @@ from graphopt import ir as gir
 from graphopt.analysis.execution import Session
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
+from tests.passes.harness import parse
 from tests.targets import compiled
 from tests.targets.quantized_models import Activation, convolution_sums, layer_model, requantized
 
@@ -101,6 +102,43 @@ def test_matrix_products_are_bit_exact(data: Any) -> None:
     sums = (x.astype(np.int64) - qx.zero_point) @ weights.astype(np.int64)
     sums = sums if bias is None else sums + bias
     check(model, x, _expected(sums, qx, weight_scale, qy, None))
+
+
+@FEW
+@given(data=st.data())
+def test_products_whose_result_stays_in_float_keep_their_sums(data: Any) -> None:
+    draw = data.draw
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    operator = draw(st.sampled_from(["Conv", "Gemm", "MatMul"]))
+    depth, columns = draw(st.integers(1, 37)), draw(st.integers(1, 37))
+    qx, extreme = draw(activations(0.05)), draw(st.booleans())
+    attributes, shape, after, bias = "", (3, depth), f"3,{columns}", ", b"
+    weights = values(random, np.int8, (depth, columns), extreme)
+    if operator == "Conv":
+        kernel, shape = tuple(draw(st.integers(1, 3)) for _ in range(2)), (2, depth, 5, 6)
+        pads = [draw(st.integers(0, 2)) for _ in range(4)]
+        attributes, weights = f"<pads = {pads}>", values(random, np.int8, (columns, depth, *kernel), extreme)
+        height, width = (5 + pads[0] + pads[2] - kernel[0] + 1, 6 + pads[1] + pads[3] - kernel[1] + 1)
+        after = f"2,{columns},{height},{width}"
+    elif operator == "MatMul":
+        bias = ""
+    x = values(random, qx.dtype, shape, extreme)
+    kind = "int8" if qx.dtype == np.int8 else "uint8"
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g ({kind}[{",".join(map(str, shape))}] x) => (float[{after}] y, {kind}[{after}] q) {{
+            f = DequantizeLinear(x, s, z) w = DequantizeLinear <axis = {0 if operator == "Conv" else 1}> (i, t)
+            p = {operator} {attributes} (f, w{bias}) y = Relu(p) q = QuantizeLinear(y, s, z) }}""",
+        s=np.float32(qx.scale), z=np.array(qx.zero_point, qx.dtype), i=weights,
+        t=random.uniform(0.001, 0.01, columns).astype(np.float32),
+        b=random.standard_normal(columns).astype(np.float32),
+    )  # fmt: skip
+    gir.refresh_shapes(model)
+    prepared = prepare(model)
+    assert prepared.meta[LEFT_IN_FLOAT] == [] and "IntegerProduct" in {node.op_type for node in prepared.graph}
+    expected = Session(model).run({"x": x})["y"]
+    found = compiled.run(model, {"x": x})["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(float(np.ptp(expected)), 1e-3))
 
 
 def _expected(sums: np.ndarray, qx: Activation, weight_scale: np.ndarray, qy: Activation, clip: Any) -> np.ndarray:

@@ -99,8 +99,8 @@ def test_what_is_left_in_float_is_still_said() -> None:
             y = Relu(a)
             unused = QuantizeLinear(f, s, z)
         }""",
-        s=np.array(0.1, np.float32),
-        z=np.array(3, np.int8),
+        s=np.linspace(0.1, 0.2, 8, dtype=np.float32),
+        z=np.arange(8, dtype=np.int8),
         q=np.random.default_rng(0).integers(-127, 128, (8, 5), np.int8),
         t=np.arange(1, 6, dtype=np.float32),
     )
@@ -108,7 +108,7 @@ def test_what_is_left_in_float_is_still_said() -> None:
     prepared = prepare(model)
     assert "StoredProduct" in [node.op_type for node in prepared.graph]
     (left,) = prepared.meta[LEFT_IN_FLOAT]
-    assert left.name == "matmul_2" and left.reason == "its result is not quantized"
+    assert left.name == "matmul_2" and left.reason == "its input is quantized by channel"
     feeds = {"x": np.random.default_rng(1).integers(-128, 128, (3, 8), np.int8)}
     expected = outputs(model, feeds)["y"]
     np.testing.assert_allclose(compiled.run(model, feeds)["y"], expected, rtol=0, atol=1e-6 * np.ptp(expected))

@@ -43,19 +43,18 @@ def rewrite_convolution(cluster: Cluster, editor: Editor) -> str | None:
     """Conv in one or two dimensions: replaced, or why not."""
     node = cluster.node
     x, w = dequantized(node.inputs[0]), dequantized(node.inputs[1])
-    reason = _unfit_factors(x, w)
+    reason = unfit_factors(x, w)
     if reason is not None or x is None or w is None:
         return reason
+    reason = unfit_convolution(node, x, w)
+    if reason is not None:
+        return reason
     shape, kernel = shape_of(x.integers), shape_of(w.integers)
-    if len(shape) not in (3, 4):
-        return f"it has {len(shape) - 2} spatial dimensions; integer kernels have one or two"
     group = _integer(node, "group", 1)
-    if group != 1 and not group == shape[1] == kernel[0]:
-        return "it is a grouped convolution"
     found = _factors(cluster, x, w, node.inputs[2] if len(node.inputs) > 2 else None, 0)
     if isinstance(found, str):
         return found
-    window = _window(node, shape, kernel[2:], x.signed_zero_point)
+    window = window_of(node, shape, kernel[2:], x.signed_zero_point)
     source = editor.channels_last(x.integers)
     kernel_last = np.moveaxis(found.weights, 1, -1)  # [out, (height,) width, in]
     if group == 1:
@@ -73,13 +72,12 @@ def rewrite_matrix_product(cluster: Cluster, editor: Editor) -> str | None:
     """MatMul and Gemm with constant weights: replaced, or why not."""
     node = cluster.node
     x, w = dequantized(node.inputs[0]), dequantized(node.inputs[1])
-    reason = _unfit_factors(x, w)
+    reason = unfit_factors(x, w)
     if reason is not None or x is None or w is None:
         return reason
-    if any(_float(node, name, 1.0) != 1.0 for name in ("alpha", "beta")) or _integer(node, "transA", 0):
-        return "it has alpha, beta or a transposed left factor"
-    if len(shape_of(w.integers)) != 2 or len(shape_of(x.integers)) < 2:
-        return "its factors are not a matrix of activations and one of weights"
+    reason = unfit_matrix_product(node, x, w)
+    if reason is not None:
+        return reason
     transposed = _integer(node, "transB", 0) == 1
     found = _factors(cluster, x, w, node.inputs[2] if len(node.inputs) > 2 else None, 0 if transposed else 1)
     if isinstance(found, str):
@@ -116,7 +114,7 @@ def _emit(
     return emit_kernel(cluster, editor, kernel, [source, *constants], shape)
 
 
-def _unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
+def unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
     if x is None or x.integers.dtype not in (INT8, UINT8):
         return "its input is not quantized to 8 bits"
     if not x.per_tensor:
@@ -128,10 +126,32 @@ def _unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
     return None
 
 
-def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None, axis: int) -> Factors | str:
-    """The constants of a product whose weights have their output channels along `axis`."""
+def unfit_convolution(node: ir.Node, x: Quantized, w: Quantized) -> str | None:
+    """Why a Conv has no integer kernel, if it has none."""
+    shape, kernel = shape_of(x.integers), shape_of(w.integers)
+    if len(shape) not in (3, 4):
+        return f"it has {len(shape) - 2} spatial dimensions; integer kernels have one or two"
+    group = _integer(node, "group", 1)
+    return None if group == 1 or group == shape[1] == kernel[0] else "it is a grouped convolution"
+
+
+def unfit_matrix_product(node: ir.Node, x: Quantized, w: Quantized) -> str | None:
+    """Why a MatMul or Gemm has no integer kernel, if it has none."""
+    if any(_float(node, name, 1.0) != 1.0 for name in ("alpha", "beta")) or _integer(node, "transA", 0):
+        return "it has alpha, beta or a transposed left factor"
+    if len(shape_of(w.integers)) != 2 or len(shape_of(x.integers)) < 2:
+        return "its factors are not a matrix of activations and one of weights"
+    return None
+
+
+def scaled_weights(x: Quantized, w: Quantized, axis: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """int64 weights less their zero point, output channels first, and the float32 scale of the products of each.
+
+    Args:
+        axis: of the output channels.
+    """
     given = constant(w.integers)
-    assert given is not None  # _unfit_factors looked
+    assert given is not None  # unfit_factors looked
     if not w.per_tensor and (w.axis is None or w.axis % given.ndim != axis):
         return "its weights are quantized along another axis than the output channels"
     weights = np.moveaxis(given.astype(np.int64), axis, 0)
@@ -140,18 +160,32 @@ def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None
     weights = weights - np.broadcast_to(w.zero_point, channels).reshape(along)
     if weights.min(initial=0) < -128 or weights.max(initial=0) > 127:
         return "its weights less their zero point do not fit int8"
-    product_scale = (x.scale * np.broadcast_to(w.scale, channels)).astype(np.float32)
+    return weights, (x.scale * np.broadcast_to(w.scale, channels)).astype(np.float32)
+
+
+def start_of_sums(weights: np.ndarray, steps: np.ndarray, zero_point: int) -> np.ndarray | str:
+    """int32 [channels]: `steps` less the zero point of the input times the sum of the weights."""
+    sums = weights.reshape(len(weights), -1)
+    folded = steps - zero_point * sums.sum(1)
+    if (np.abs(folded) + 128 * np.abs(sums).sum(1)).max(initial=0) > INT32_MAX:
+        return "its sums may overflow 32 bits"
+    return np.asarray(folded.astype(np.int32))
+
+
+def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None, axis: int) -> Factors | str:
+    """The constants of a product whose weights have their output channels along `axis`."""
+    found = scaled_weights(x, w, axis)
+    if isinstance(found, str):
+        return found
+    weights, product_scale = found
     multipliers = (product_scale / cluster.result.scale).astype(np.float32)
     if not (np.isfinite(multipliers).all() and (multipliers >= np.finfo(np.float32).tiny).all()):
         return "the ratio of its scales is not a normal number"
     steps = _bias_steps(bias, product_scale)
     if isinstance(steps, str):
         return steps
-    sums = weights.reshape(channels, -1)
-    folded = steps - x.signed_zero_point * sums.sum(1)
-    if (np.abs(folded) + 128 * np.abs(sums).sum(1)).max(initial=0) > INT32_MAX:
-        return "its sums may overflow 32 bits"
-    return Factors(weights.astype(np.int8), folded.astype(np.int32), multipliers)
+    start = start_of_sums(weights, steps, x.signed_zero_point)
+    return start if isinstance(start, str) else Factors(weights.astype(np.int8), start, multipliers)
 
 
 def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
@@ -163,7 +197,7 @@ def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
     if stored is not None and integers is not None:
         if not stored.zero_point.any() and np.allclose(stored.scale, scale, rtol=1e-5, atol=0):
             exact = integers.astype(np.int64)
-            return np.broadcast_to(exact.reshape(-1), scale.shape) if exact.size in (1, len(scale)) else _NO_VECTOR
+            return np.broadcast_to(exact.reshape(-1), scale.shape) if exact.size in (1, len(scale)) else NO_VECTOR
         real = (integers.astype(np.int64) - stored.zero_point) * stored.scale.astype(np.float64)
     else:
         array = constant(bias)
@@ -171,15 +205,15 @@ def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
             return "its bias is not constant"
         real = array.astype(np.float64)
     if real.ndim and (real.size != real.shape[-1] or real.size not in (1, len(scale))):
-        return _NO_VECTOR
+        return NO_VECTOR
     steps: np.ndarray = np.rint(np.broadcast_to(real.reshape(-1), scale.shape) / scale)
     return steps.astype(np.int64)
 
 
-_NO_VECTOR = "its bias is not a vector"
+NO_VECTOR = "its bias is not a vector"
 
 
-def _window(node: ir.Node, shape: tuple[int, ...], kernel: tuple[int, ...], padding: int) -> Window:
+def window_of(node: ir.Node, shape: tuple[int, ...], kernel: tuple[int, ...], padding: int) -> Window:
     """The window of a Conv over [batch, channels, (height,) width]; in one dimension the height is 1."""
     rank = len(kernel)
     strides, dilations = (_integers(node, name, (1,) * rank) for name in ("strides", "dilations"))

@@ -1,4 +1,7 @@
-"""Each cluster that has an integer kernel becomes a node for it; the rest stays as it is, with a reason."""
+"""Each cluster that has an integer kernel becomes a node for it, and so do products whose result stays in float.
+
+The rest stays as it is, with a reason.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from graphopt import ir as gir
 from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
 from graphopt.targets.tvm.quantized.elementwise import FUNCTIONS, rewrite_binary, rewrite_function, rewrite_mean
+from graphopt.targets.tvm.quantized.float_results import OPERATORS, rewrite_to_float
 from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, rewrite_movement
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
 
@@ -63,6 +67,11 @@ def rewrite(model: ir.Model) -> ir.Model:
         if reason is not None and computed is not None:
             reasons[computed] = reason
     RemoveUnusedNodesPass()(model)
+    for node in list(model.graph):
+        if node.op_type in OPERATORS and _reads_quantized(node) and _has_static_shapes(node):
+            editor.place = node
+            reasons.setdefault(node, rewrite_to_float(node, editor) or "")
+    RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[DOMAIN] = 1
     model.meta[LEFT_IN_FLOAT] = [
         LeftInFloat(node.op_type, node.name or f"{node.op_type}_{i}", reasons.get(node, "its result is not quantized"))
@@ -84,8 +93,11 @@ def _computed(quantize: ir.Node) -> ir.Node | None:
 
 
 def _is_static(cluster: Cluster) -> bool:
-    values = [*cluster.node.inputs, *cluster.node.outputs, cluster.result.integers]
-    return all(value is None or not value.name or _has_static_shape(value) for value in values)
+    return _has_static_shapes(cluster.node) and _has_static_shape(cluster.result.integers)
+
+
+def _has_static_shapes(node: ir.Node) -> bool:
+    return all(value is None or not value.name or _has_static_shape(value) for value in (*node.inputs, *node.outputs))
 
 
 def _has_static_shape(value: ir.Value) -> bool:
