@@ -24,7 +24,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
 from graphopt.targets.tvm.kernels.matmul import FUSABLE
-from graphopt.targets.tvm.kernels.nchw import read_conv2d
+from graphopt.targets.tvm.kernels.nchw import read_buffers, read_conv2d
 from graphopt.targets.tvm.kernels.rows import (
     LANES,
     Row,
@@ -145,7 +145,10 @@ def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFu
     if taken is None:
         return None
     block, epilogue = taken
-    image, weights = block.body.value.b.a.args[1].source, block.body.value.b.b.source
+    buffers = read_buffers(block)
+    if buffers is None:
+        return None
+    image, weights = buffers
     down, along, top, left, height, width, multiplier = (int(x) for x in block.annotations[GEOMETRY])
     (batch, channels, *size), (*_, rows, columns) = (
         [int(e) for e in buffer.ty.shape] for buffer in (image, epilogue.product)

@@ -23,7 +23,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
 from graphopt.targets.tvm.kernels.matmul import FUSABLE, even_panel
-from graphopt.targets.tvm.kernels.nchw import Conv2d, read_conv2d
+from graphopt.targets.tvm.kernels.nchw import Conv2d, read_buffers, read_conv2d
 from graphopt.targets.tvm.kernels.rows import LANES, Row, clear, copy_row, for_each, local_buffer, vector
 
 GEOMETRY = "graphopt.direct_convolution"  # mark on the block: strides, pads before, kernel, dilations, groups
@@ -144,7 +144,10 @@ def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFu
     if taken is None:
         return None
     block, epilogue = taken
-    image, weights = block.body.value.b.a.args[1].source, block.body.value.b.b.source
+    buffers = read_buffers(block)
+    if buffers is None:
+        return None
+    image, weights = buffers
     down, along, top, left, height, width, dilation, across, groups = (int(x) for x in block.annotations[GEOMETRY])
     (batch, channels, *size), (_, filters, *result) = (
         [int(e) for e in buffer.ty.shape] for buffer in (image, epilogue.product)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import GenericConst
+from tvm.ir.expr import Call, TensorLoad
 
 from graphopt.targets.tvm.kernels.matmul import is_static_float32
 
@@ -53,3 +55,19 @@ def read_conv2d(call: relax.Call) -> Conv2d | None:
         (dilations[0], dilations[1]),
         (pads[0], pads[1]),
     )
+
+
+def read_buffers(block: Any) -> tuple[Any, Any] | None:
+    """The image and the weights that a marked block sums the products of; None where TVM has folded the sum.
+
+    It does where every place that a window reads is padding. Where none is, the image is read without a condition.
+    """
+    value = block.body.value
+    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
+        return None
+    pixel, weight = value.b.a, value.b.b
+    if isinstance(pixel, Call):
+        pixel = pixel.args[1]
+    if not isinstance(pixel, TensorLoad) or not isinstance(weight, TensorLoad):
+        return None
+    return pixel.source, weight.source
