@@ -30,7 +30,7 @@ def reshape(node: ir.Node, state: Labelling) -> None:
         return
     for before, after in blocks(value.shape, result.shape):
         labelled = [axis for axis in before if state.of(value, axis) is not None]
-        if len(labelled) != 1:
+        if len(labelled) != 1 or not after:
             continue
         sizes = [size for axis in before if isinstance(size := value.shape[axis], int)]
         targets = [size for axis in after if isinstance(size := result.shape[axis], int)]

@@ -239,3 +239,14 @@ def test_ten_thousand_nodes_in_one_group() -> None:
     assert len(g) > 10_000
     found = channels(g)
     assert sum(not group.protection for group in found.groups) == 1
+
+
+def test_a_single_channel_whose_axis_disappears_stays() -> None:
+    found = channels(
+        graph(
+            "g (float[1,3] x) => (float[5] y) { a = MatMul(x, w0) f = Reshape(a, s) y = Mul(f, w1) }",
+            w0=(3, 1), w1=(5,), s=numbers(1),
+        )
+    )  # fmt: skip
+    (group,) = found.groups
+    assert group.protection == ("Reshape 'f' computes across axis 1",)
