@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graphopt.ir.reading import constant, opset_of
 from graphopt.passes.cleanup import layout_free
 from graphopt.passes.cleanup.merge_transposes import Permutation, inverse, merge_transposes, permutation_of
-from graphopt.passes.cleanup.rewiring import fresh_name, remove_if_unused, replace
+from graphopt.passes.cleanup.rewiring import fresh_name, may_take_name_of, remove_if_unused, replace
 from graphopt.pipeline.base import Pass, PassContext, PassResult
 
 TURNED, KEPT = "turned", "kept"
@@ -136,9 +136,28 @@ def _readers(
         elif order is None or user.graph is not graph or _gives_turned(user, free, permutation):
             readers[KEPT] = None
         elif order == inverse(permutation):
-            readers[TURNED] = None
+            readers[TURNED if _can_vanish(user, value, permutation) else KEPT] = None
         # any other transpose takes up another one in front of it
     return list(readers)
+
+
+def _can_vanish(last: ir.Node, value: ir.Value, permutation: Permutation) -> bool:
+    """Whether `last`, which turns `value` back, needs no node once `value` is there turned.
+
+    Its result may be an output of the graph: then the turned tensor must take that name, which only one value can.
+    """
+    result = last.outputs[0]
+    if not result.is_graph_output():
+        return True
+    producer = value.producer()
+    if producer is None:
+        return False
+    if permutation_of(producer) == permutation:
+        source = producer.inputs[0]
+        if source is None or not may_take_name_of(source, result):
+            return False
+    rivals = (user for user, _ in value.uses() if permutation_of(user) == inverse(permutation))
+    return next(user for user in rivals if user.outputs[0].is_graph_output()) is last
 
 
 def _add_need(

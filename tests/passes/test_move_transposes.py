@@ -125,6 +125,24 @@ def test_a_value_that_a_branch_captures_keeps_its_layout() -> None:
     check(MoveTransposes(), model, feeds={"x": normal(1, 4, 5, 3), "c": np.array(True)}, changes=None)
 
 
+def test_a_pair_between_an_input_and_an_output_of_the_graph_gives_no_reason_to_turn_what_reads_it() -> None:
+    """The pair cannot cancel, for an input cannot take an output's name: turning the Relu, which nothing reads, saves nothing."""
+    model = parse(
+        header() + "g (float[1,4,5,3] x) => (float[1,4,5,3] y) "
+        f"{{ a = {LAST_TO_FIRST} (x) r = Relu(a) y = {FIRST_TO_LAST} (a) }}"
+    )
+    check(MoveTransposes(), model, changes=False)
+
+
+def test_two_outputs_of_one_tensor_cannot_both_take_its_name() -> None:
+    model = parse(
+        header() + "g (float[1,3,4,5] x) => (float[1,4,5,3] y, float[1,4,5,3] z) "
+        f"{{ a = Relu(x) y = {FIRST_TO_LAST} (a) z = {FIRST_TO_LAST} (a) }}"
+    )
+    outcome = check(MoveTransposes(), model, changes=None)
+    assert outcome.operators().count("Transpose") == 2
+
+
 MENU = (steps.transpose_layout, steps.transpose_layout, steps.transpose_layout, steps.unary, steps.with_constant)
 
 
