@@ -126,7 +126,7 @@ def test_a_value_that_a_branch_captures_keeps_its_layout() -> None:
 
 
 def test_a_pair_between_an_input_and_an_output_of_the_graph_gives_no_reason_to_turn_what_reads_it() -> None:
-    """An input cannot take an output's name, so the pair stays: turning the Relu, which nothing reads, saves nothing."""
+    """An input cannot take an output's name, so the pair stays: turning the Relu, unread, saves nothing."""
     model = parse(
         header() + "g (float[1,4,5,3] x) => (float[1,4,5,3] y) "
         f"{{ a = {LAST_TO_FIRST} (x) r = Relu(a) y = {FIRST_TO_LAST} (a) }}"
