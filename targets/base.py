@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Kernels that a library carries beside the target's own, for processors with more features than it asks for."""
+
+    name: str  # as the library reports it; what the C driver looks for is in targets/tvm/runtime/processor.h
+    features: tuple[str, ...]  # beyond those of the target
+    llvm_attributes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,16 @@ class TargetDescription:
     emulator: tuple[str, ...]  # command that runs a program for it on another machine; empty: runs natively
     zig_target: str  # target given to `zig cc`; empty: the machine at hand
     sources: tuple[tuple[str, str], ...] = ()  # (fact, where it is documented)
+    variants: tuple[Variant, ...] = ()  # chosen among when the library is loaded: each has what those before it have
+
+    def variant(self, chosen: Variant) -> TargetDescription:
+        """The target with the features of one of its variants."""
+        return replace(
+            self,
+            features=(*self.features, *chosen.features),
+            llvm_attributes=(*self.llvm_attributes, *chosen.llvm_attributes),
+            variants=(),
+        )
 
 
 @dataclass(frozen=True)

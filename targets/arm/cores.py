@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from graphopt.errors import InternalError
-from graphopt.targets.base import TargetDescription
+from graphopt.targets.base import TargetDescription, Variant
 
 
 def read_cores(text: str) -> tuple[TargetDescription, ...]:
@@ -29,9 +29,14 @@ def _describe(name: str, table: dict[str, Any]) -> TargetDescription:
             f"cores.toml: core '{name}' lacks {missing} and has the unknown keys {unknown}",
             advice=f"expected exactly {sorted(expected)}, here or in [default]",
         )
-    frozen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    frozen = _frozen(table)
     frozen["sources"] = tuple((fact, place) for fact, place in table["sources"])
+    frozen["variants"] = tuple(Variant(**_frozen(variant)) for variant in table["variants"])
     return TargetDescription(name=name, **frozen)
+
+
+def _frozen(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 CORES = read_cores(files("graphopt.targets").joinpath("cores.toml").read_text(encoding="utf-8"))

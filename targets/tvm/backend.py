@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from graphopt.targets.tvm.lower import Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
 from graphopt.targets.tvm.native_warnings import without_native_warnings
 from graphopt.targets.tvm.preparation import prepare
-from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
+from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program, VariantCalls
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
-from graphopt.targets.tvm.schedule import schedule
 from graphopt.targets.tvm.storage.compression import compress as compressed
+from graphopt.targets.tvm.variants import Scheduled, schedule_all
 from graphopt.targets.tvm.workers import compile_in_parallel
 
 
@@ -59,12 +60,11 @@ class TvmBackend:
             clock.start("fuse operators")
             lowered = lower(module, tvm_target)
             clock.start("schedule kernels")
-            symbols = {function: f"{name}_kernel{i}_{function}" for i, function in enumerate(lowered.functions)}
-            functions = {symbols[key]: schedule(function, target) for key, function in lowered.functions.items()}
-            clock.start(f"compile {len(functions)} kernels")
-            objects, kernels = compile_in_parallel(functions, target, workdir, jobs)
+            scheduled = schedule_all(lowered.functions, target, f"{name}_kernel")
+            clock.start(f"compile {sum(len(lot.functions) for lot in scheduled)} kernels")
+            objects, kernels = compile_in_parallel([(lot.target, lot.functions) for lot in scheduled], workdir, jobs)
             clock.start("plan memory and link")
-            program = assemble(model, lowered, symbols, {kernel.symbol: kernel for kernel in kernels}, objects)
+            program = assemble_variants(model, lowered, scheduled, kernels, objects)
             storage = None
             if compress:
                 program, storage = compressed(program, progress)
@@ -103,6 +103,25 @@ class _Clock:
         if self.stage:
             self.timings[self.stage] = time.perf_counter() - self.since
             self.stage = ""
+
+
+def assemble_variants(
+    model: ir.Model,
+    lowered: Lowered,
+    scheduled: Sequence[Scheduled],
+    kernels: Sequence[codegen.Kernel],
+    objects: tuple[Path, ...],
+) -> Program:
+    """The program with its variants. Each has a memory plan of its own, as its kernels need scratch buffers."""
+    by_symbol = {kernel.symbol: kernel for kernel in kernels}
+    plain, *others = (assemble(model, lowered, lot.symbols, by_symbol, objects) for lot in scheduled)
+    variants = tuple(
+        VariantCalls(lot.variant.name, lot.variant.features, program.calls)
+        for lot, program in zip(scheduled[1:], others, strict=True)
+        if lot.variant is not None
+    )
+    arena_bytes = max(program.arena_bytes for program in (plain, *others))
+    return replace(plain, variants=variants, arena_bytes=arena_bytes)
 
 
 def assemble(

@@ -13,9 +13,11 @@ import jinja2
 
 from graphopt.deploy.header import tensor_bytes
 from graphopt.errors import InternalError, UnsupportedError
-from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program
+from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program, VariantCalls
 
 RUNTIME = Path(__file__).parent / "runtime"
+
+FEATURES = frozenset({"dotprod", "i8mm"})  # what processor.h looks for
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "?": "\\?"}  # "?": no trigraphs
 
@@ -39,6 +41,16 @@ class _Call:
     expression: str
 
 
+@dataclass(frozen=True)
+class _Variant:
+    """A function of the driver that runs all calls, and the features that it needs, as C names them."""
+
+    name: str
+    features: tuple[str, ...]
+    function: str
+    calls: list[_Call]
+
+
 def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
     """C source of the driver: it implements the header of the bundle `name`, on the weights of `render_weights`.
 
@@ -55,7 +67,16 @@ def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
         for spec, size in zip(specs, sizes, strict=True):
             tables[kind].append(_Tensor(spec.name, spec.dtype, spec.shape, size, staging))
             staging += _aligned(size)
-    calls = [_call(call, index, program, tables) for index, call in enumerate(program.calls)]
+
+    def lines(calls: tuple[KernelCall | Copy, ...]) -> list[_Call]:
+        return [_call(call, index, program, tables) for index, call in enumerate(calls)]
+
+    layers = [call.layer for call in lines(program.calls)]
+    variants = [_Variant("plain", (), "run_layers", lines(program.calls))]
+    for variant in program.variants:
+        _check_variant(variant, program)
+        needed = tuple(feature.upper() for feature in variant.features)
+        variants.append(_Variant(variant.name, needed, f"run_layers_{variant.name}", lines(variant.calls)))
     return _render(
         "driver.c.jinja",
         name=name,
@@ -68,7 +89,8 @@ def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
         streams=program.streams,
         inputs=tables["input"],
         outputs=tables["output"],
-        calls=calls,
+        layers=layers,
+        variants=variants,
         kernels=_kernels(program, name),
     )
 
@@ -128,7 +150,7 @@ def _sizes(program: Program, place: Place) -> list[int]:
 def _kernels(program: Program, name: str) -> dict[str, int]:
     """The number of arguments of each kernel, by symbol."""
     counts: dict[str, int] = {}
-    for call in program.calls:
+    for call in program.all_calls:
         if isinstance(call, KernelCall):
             if not call.symbol.startswith(f"{name}_"):
                 raise InternalError(f"kernel '{call.symbol}' lacks the prefix '{name}_'")
@@ -139,6 +161,16 @@ def _kernels(program: Program, name: str) -> dict[str, int]:
                     f"{len(call.arguments)}"
                 )
     return counts
+
+
+def _check_variant(variant: VariantCalls, program: Program) -> None:
+    unknown = sorted(set(variant.features) - FEATURES)
+    if unknown:
+        raise InternalError(f"variant '{variant.name}' needs {unknown}, which processor.h does not look for")
+    if len(variant.calls) != len(program.calls):
+        raise InternalError(
+            f"variant '{variant.name}' has {len(variant.calls)} calls, the program has {len(program.calls)}"
+        )
 
 
 def _call(call: KernelCall | Copy, index: int, program: Program, tables: dict[str, list[_Tensor]]) -> _Call:

@@ -61,8 +61,19 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class VariantCalls:
+    """What runs instead of a program's own calls where the processor has `features`: the same layers, the same bits."""
+
+    name: str
+    features: tuple[str, ...]
+    calls: tuple[KernelCall | Copy, ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A whole model: `calls` run in order, with weights of their own and an arena of `arena_bytes`.
+
+    Of the `variants`, the last whose features the processor has runs instead; they share weights and arena.
 
     `streams` fill the `decoded_bytes` of decoded memory, once, before the first call.
     """
@@ -75,3 +86,9 @@ class Program:
     objects: tuple[Path, ...]  # relocatable objects that define every `symbol`
     decoded_bytes: int = 0
     streams: tuple[Stream, ...] = ()
+    variants: tuple[VariantCalls, ...] = ()
+
+    @property
+    def all_calls(self) -> tuple[KernelCall | Copy, ...]:
+        """The calls of the program and of its variants."""
+        return (*self.calls, *(call for variant in self.variants for call in variant.calls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,15 +20,21 @@ _chunks: list[dict[str, tirx.PrimFunc]] = []
 
 
 def compile_in_parallel(
-    functions: dict[str, tirx.PrimFunc], target: TargetDescription, workdir: Path, jobs: int
+    work_by_target: Sequence[tuple[TargetDescription, dict[str, tirx.PrimFunc]]], workdir: Path, jobs: int
 ) -> tuple[tuple[Path, ...], list[Kernel]]:
-    """Objects below `workdir` and the kernels in them, in the order of `functions`; the same for any number of jobs."""
-    symbols = list(functions)
-    _chunks[:] = [
-        {symbol: functions[symbol] for symbol in symbols[i : i + CHUNK]} for i in range(0, len(symbols), CHUNK)
-    ]
+    """Objects below `workdir` and the kernels in them, in the order given; the same for any number of jobs.
+
+    work_by_target: scheduled functions, by symbol, and the target that each lot of them is compiled for.
+    """
+    targets: list[TargetDescription] = []
+    _chunks.clear()
+    for target, functions in work_by_target:
+        symbols = list(functions)
+        for i in range(0, len(symbols), CHUNK):
+            _chunks.append({symbol: functions[symbol] for symbol in symbols[i : i + CHUNK]})
+            targets.append(target)
     paths = tuple(workdir / f"kernels{i}.o" for i in range(len(_chunks)))
-    work = [(i, target, path) for i, path in enumerate(paths)]
+    work = list(zip(range(len(paths)), targets, paths, strict=True))
     if jobs > 1 and len(work) > 1 and "fork" in multiprocessing.get_all_start_methods():
         with ProcessPoolExecutor(min(jobs, len(work)), multiprocessing.get_context("fork")) as pool:
             compiled = list(pool.map(_compile, work))

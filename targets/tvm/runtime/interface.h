@@ -10,8 +10,15 @@
 
 enum { CACHE_LINE = 64, MESSAGE_BYTES = 512 };
 
+/* The calls of a run, by what the processor has. */
+struct variant {
+    const char *name;
+    int32_t (*run)(NAME(context) *context, const unsigned char *const *inputs, unsigned char *const *outputs);
+};
+
 struct NAME(context) {
     struct graphopt_frame_v1 frame; /* first: a frame leads to its context */
+    const struct variant *variant;
     struct pool pool;
     NAME(hook) hook;
     void *hook_user;
@@ -24,7 +31,8 @@ struct NAME(context) {
     char error[MESSAGE_BYTES];
 };
 
-static int32_t run_layers(NAME(context) *context, const unsigned char *const *inputs, unsigned char *const *outputs);
+static const struct variant variants[]; /* the first runs on every processor of the target */
+static const struct variant *choose_variant(void);
 
 static int context_launch(struct graphopt_frame_v1 *frame, parallel_body body, void *data, int tasks)
 {
@@ -81,6 +89,7 @@ NAME(context) *NAME(create)(void)
         return NULL;
     }
 #endif
+    context->variant = choose_variant();
     context->frame.launch = context_launch;
     context->frame.fail = context_fail;
     context->arena = (unsigned char *)memory + head_bytes();
@@ -108,6 +117,8 @@ const char *NAME(last_error)(const NAME(context) *context)
                    : "the context is NULL: create() returns that if there is no memory for arena_bytes() and, in the "
                      "first context, decoded_bytes()";
 }
+
+const char *NAME(variant)(const NAME(context) *context) { return context ? context->variant->name : variants[0].name; }
 
 void NAME(set_hook)(NAME(context) *context, NAME(hook) hook, void *user)
 {
@@ -203,7 +214,7 @@ static NAME(status) run_locked(NAME(context) *context, const void *const *inputs
 
     struct graphopt_frame_v1 *outer = graphopt_current_v1;
     graphopt_current_v1 = &context->frame;
-    int32_t failed = run_layers(context, in, out);
+    int32_t failed = context->variant->run(context, in, out);
     graphopt_current_v1 = outer;
     if (failed >= 0) {
         snprintf(context->error, sizeof context->error, "layer %d, %.200s: the kernel failed%s", (int)failed,

@@ -51,6 +51,10 @@ def compress(program: Program, progress: Callable[[int, int, str], None]) -> tup
     rewritten = dataclasses.replace(
         program,
         calls=tuple(_relocated(call, constants, places) for call in program.calls),
+        variants=tuple(
+            dataclasses.replace(variant, calls=tuple(_relocated(call, constants, places) for call in variant.calls))
+            for variant in program.variants
+        ),
         weights=bytes(stored),
         decoded_bytes=decoded,
         streams=tuple(streams),
@@ -60,7 +64,7 @@ def compress(program: Program, progress: Callable[[int, int, str], None]) -> tup
 
 def _constants(program: Program) -> list[tuple[int, int]]:
     """[begin, end) of each constant that a call reads; those that overlap count as one."""
-    buffers = [buffer for call in program.calls for buffer in _buffers(call)]
+    buffers = [buffer for call in program.all_calls for buffer in _buffers(call)]
     ranges = sorted({(b.offset, b.offset + b.bytes) for b in buffers if b.place is Place.WEIGHTS and b.bytes})
     merged: list[tuple[int, int]] = []
     for begin, end in ranges:
