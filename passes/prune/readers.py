@@ -11,7 +11,7 @@ blocks as in E. Kurtic and others, ZipLM, 2023), and tr(W_S G_SS W_Sᵀ) without
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Reader:
     matrix: W, [groups, outputs, features], float64.
     units: the unit of each feature, [groups, features].
     moments: Σ x xᵀ, [groups, features, features], and `count` of the columns.
+    totals: Σ x, [groups, features].
     """
 
     node: ir.Node
@@ -43,6 +44,16 @@ class Reader:
     units: Array
     moments: Array
     count: int = 0
+    totals: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals = np.zeros(self.moments.shape[:2])
+
+    @property
+    def mean(self) -> Array:
+        """E[x], [groups, features]."""
+        found: Array = self.totals / max(self.count, 1)
+        return found
 
     @property
     def gram(self) -> Array:
@@ -107,6 +118,7 @@ def observe(
                 places = np.arange(total) if total <= patches else rng.choice(total, patches, replace=False)
                 read = columns(reader.node, weight, array, places).astype(np.float32)
                 reader.moments += read.swapaxes(1, 2) @ read
+                reader.totals += read.sum(axis=1, dtype=np.float64)
                 reader.count += read.shape[1]
 
     if by_name:

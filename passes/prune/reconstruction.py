@@ -8,11 +8,13 @@ the input that it has now, behind layers that are fitted already:
 with G = E[x xᵀ] and K = E[y xᵀ] about the means (Y. He and others, Channel pruning for accelerating very deep neural
 networks, 2017, section 3.1, with the original's activations as the goal). Where the layer's output is added to another
 value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed.
+
+A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from graphopt.pipeline.base import Declined, Progress
 
 Array = np.ndarray[Any, Any]
 
+Constraint = Callable[[Array, Array], Array]  # of W and G + λ I, by group, the nearest W that the layer can have
 STATE_BYTES = 512 << 20  # of what both models keep between two layers, for all samples
 
 
@@ -45,19 +48,22 @@ class Settings:
 def reconstruct(
     original: ir.Model,
     pruned: ir.Model,
-    found: Channels,
-    kept: Array,
+    found: Channels | None,
+    kept: Array | None,
     samples: Samples,
     settings: Settings,
     progress: Progress,
+    constraints: Mapping[ir.Node, Constraint] | None = None,
 ) -> tuple[int, tuple[Declined, ...]]:
     """Refit the layers of `pruned`, in place; how many, and which were left as they are.
 
     Args:
         original: the graph that `found` was made of.
         pruned: the same without the units that go: its nodes stand in the same order, with the same names of values.
-        kept: bool [found.count], the units that are left.
+        kept: bool [found.count], the units that are left; None, as `found`, where all are.
+        constraints: what matrices nodes of `pruned` may have that are refitted in any case, from W of `original`.
     """
+    constraints = constraints or {}
     largest = max(bytes_kept(original) + bytes_kept(pruned), 1)
     few = samples.first(max(1, STATE_BYTES // largest))
     before, after = (Stages(model, tuple(few)) for model in (original, pruned))
@@ -67,12 +73,14 @@ def reconstruct(
     nodes = list(zip(original.graph, pruned.graph, strict=True))
     for number, (old, new) in enumerate(nodes):
         progress(number, len(nodes), f"refit {new.name}")
-        touched = any(value in changed for value in new.inputs) or _cut(old, new)
+        touched = any(value in changed for value in new.inputs) or _cut(old, new) or new in constraints
         if not touched:
             continue
         changed.update(new.outputs)
         weight = constant(new.inputs[1]) if len(new.inputs) > 1 else None
-        if not is_standard(new, "Conv", "Gemm", "MatMul") or weight is None or new.inputs[0] not in changed:
+        if not is_standard(new, "Conv", "Gemm", "MatMul") or weight is None:
+            continue
+        if new.inputs[0] not in changed and new not in constraints:
             continue
         reason = why_not(new, 1, weight)
         if not reason and to_matrix(new, weight).shape[-1] > MOST_FEATURES:
@@ -82,7 +90,7 @@ def reconstruct(
             continue
         before.advance(old)
         after.advance(new)
-        _refit(old, new, (before, after), found, kept, settings, rng)
+        _refit(old, new, (before, after), found, kept, settings, rng, constraints.get(new))
         done += 1
     return done, tuple(declined)
 
@@ -99,12 +107,13 @@ def _refit(
     old: ir.Node,
     new: ir.Node,
     stages: tuple[Stages, Stages],
-    found: Channels,
-    kept: Array,
+    found: Channels | None,
+    kept: Array | None,
     settings: Settings,
     rng: np.random.Generator,
+    constraint: Constraint | None,
 ) -> None:
-    weight = constant(new.inputs[1])
+    weight = constant((new if constraint is None else old).inputs[1])
     given, result = new.inputs[0], old.outputs[0]
     if weight is None or given is None:
         return
@@ -125,7 +134,7 @@ def _refit(
         sums.add(columns(new, weight, entering, places), rows)
     has_bias = len(new.inputs) > 2 and new.inputs[2] is not None
     free = new.op_type == "Conv" or (new.op_type == "Gemm" and has_bias)
-    fitted, bias = sums.solve(matrix, settings.damping, centred=free)
+    fitted, bias = sums.solve(matrix, settings.damping, centred=free, constraint=constraint)
     set_constant(new, 1, from_matrix(new, fitted, weight.shape).astype(np.float32))
     if free:
         shape = constant(new.inputs[2]).shape if has_bias else bias.shape  # type: ignore[union-attr]  # a constant
@@ -146,8 +155,10 @@ def _addend(old: ir.Node, new: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return one, two
 
 
-def _remaining(array: Array, value: ir.Value, found: Channels, kept: Array) -> Array:
+def _remaining(array: Array, value: ir.Value, found: Channels | None, kept: Array | None) -> Array:
     """The positions that are left of every axis."""
+    if found is None or kept is None:
+        return array
     for axis, units in found.axes.get(value, {}).items():
         array = np.compress(kept[units], array, axis=axis)
     return array
@@ -177,7 +188,9 @@ class _Sums:
         self.wanted += wanted.sum(axis=1, dtype=np.float64)
         self.count += given.shape[1]
 
-    def solve(self, start: Array, damping: float, *, centred: bool) -> tuple[Array, Array]:
+    def solve(
+        self, start: Array, damping: float, *, centred: bool, constraint: Constraint | None
+    ) -> tuple[Array, Array]:
         """W, [groups, outputs, features], and b, [groups * outputs]; b is 0 unless centred."""
         inputs, both = self.inputs / self.count, self.both / self.count
         given, wanted = self.given / self.count, self.wanted / self.count
@@ -186,6 +199,9 @@ class _Sums:
             both = both - wanted[:, :, None] * given[:, None, :]
         size = inputs.shape[-1]
         held = np.maximum(damping * np.trace(inputs, axis1=1, axis2=2) / size, 1e-12)[:, None, None]
-        fitted = np.linalg.solve(inputs + np.eye(size) * held, (both + held * start).swapaxes(1, 2)).swapaxes(1, 2)
+        damped = inputs + np.eye(size) * held
+        fitted = np.linalg.solve(damped, (both + held * start).swapaxes(1, 2)).swapaxes(1, 2)
+        if constraint is not None:
+            fitted = constraint(fitted, damped)
         bias = wanted - np.einsum("gof,gf->go", fitted, given) if centred else np.zeros_like(wanted)
         return fitted, bias.reshape(-1)

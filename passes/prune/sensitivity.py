@@ -48,7 +48,7 @@ def losses(
         samples: to measure on.
         refit: whether readers are refitted.
     """
-    reference = _outputs(model, samples)
+    reference = outputs_of(model, samples)
     chosen = [_spread(len(each.levels)) for each in candidates]
     total, done = sum(map(len, chosen)), 0
     found = []
@@ -57,7 +57,7 @@ def losses(
         for level in levels:
             progress(done, total, f"sensitivity of {group.name}")
             variant = _narrowed(model, group, each.gone(level), readers, refit=refit)
-            measured.append(_loss(reference, variant, samples))
+            measured.append(noise_of(reference, variant, samples))
             done += 1
         rising = np.maximum.accumulate(measured)
         found.append(
@@ -72,12 +72,14 @@ def _spread(count: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(1, count - 1, min(_MEASURED, count - 1))}) if count > 1 else []
 
 
-def _outputs(model: ir.Model, samples: Samples) -> list[dict[str, Array]]:
+def outputs_of(model: ir.Model, samples: Samples) -> list[dict[str, Array]]:
+    """Of each sample, by name."""
     with Session(model) as session:
         return [session.run(feeds) for feeds in samples]
 
 
-def _loss(reference: Sequence[Mapping[str, Array]], variant: ir.Model, samples: Samples) -> float:
+def noise_of(reference: Sequence[Mapping[str, Array]], variant: ir.Model, samples: Samples) -> float:
+    """Σ (y − y')² / Σ y² of the outputs of floats, added up over them."""
     noises: dict[str, Noise] = {}
     with Session(variant) as session:
         for expected, feeds in zip(reference, samples, strict=True):

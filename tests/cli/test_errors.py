@@ -32,7 +32,6 @@ CASES = {
     "no model": (("optimize",), 2, "Missing argument"),
     "unknown pass": (("optimize", "MODEL", "--pass", "fold-constant"), 2, "fold-constants"),
     "unknown pass option": (("optimize", "MODEL", "--pass", "fold-constants{size=1}"), 2, "no option 'size'"),
-    "no pass for --factorize": (("optimize", "MODEL", "--factorize", "0.5"), 2, "needs the pass 'factorize'"),
     "ratio out of range": (("optimize", "MODEL", "--prune", "1.5"), 2, "a fraction from 0"),
     "--max-drop out of range": (("optimize", "MODEL", "--max-drop", "2"), 2, "a fraction from 0 to 1"),
     "labels without data": (("optimize", "MODEL", "--labels", "l.npy"), 2, "--labels is about the samples"),

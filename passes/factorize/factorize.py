@@ -1,0 +1,281 @@
+"""Factorize: layers become two of low rank where the target computes these sooner, without training.
+
+`layers` finds the matrices, `low_rank` their directions from the covariance of what the layer reads, `ranks` decides
+how far each goes, pruning's `reconstruction` refits all that lies behind under the ranks, and `splitting` rewrites.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.accuracy import measure_drop
+from graphopt.analysis.cost import layer_costs, total
+from graphopt.analysis.quantization import quantized_node
+from graphopt.analysis.samples import Samples
+from graphopt.errors import ModelWarning, UsageError
+from graphopt.ir import clone
+from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.kernel_time import Kernels
+from graphopt.passes.factorize.layers import Layer, layers
+from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.factorize.ranks import Candidate, Saving, by_energy, by_loss, candidate, cost
+from graphopt.passes.factorize.sensitivity import losses, lower
+from graphopt.passes.factorize.splitting import split
+from graphopt.passes.prune.readers import Reader, observe
+from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
+from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+
+Array = np.ndarray[Any, Any]
+
+_RECORD = "graphopt.factorize."  # metadata: what the model cost before it was factored, and what was asked for
+_CLOSE = 1e-3  # a target that is missed by this fraction counts as met
+_TRIALS = 5  # of ratios, to hold a limit
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The layers that may be factored, with what each rank costs the model's output, and the rest with reasons.
+
+    means: of each candidate's columns, where a bias may take up what is lost of them.
+    """
+
+    candidates: tuple[Candidate, ...]
+    losses: tuple[Array, ...]
+    means: tuple[Array | None, ...]
+    declined: tuple[Declined, ...]
+
+
+@dataclass(frozen=True)
+class Factorize(Pass):
+    """Replace weights by products of two smaller ones where that takes the target less time."""
+
+    name: ClassVar[str] = "factorize"
+    exact: ClassVar[bool] = False
+
+    ratio: float = option(0.2, "fraction to remove of what `saving` names")
+    saving: Saving = option(Saving.MACS, "what is saved: macs, bytes (of weights), or time (estimated for the target)")
+    energy: float | None = option(None, "instead of a ratio: fraction of its output's energy that each layer keeps")
+    whitened: bool = option(True, "weigh errors by what the layer reads, not alike in all directions; needs data")
+    most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
+    least_saved: float = option(0.005, "fraction of the model's cost that a layer must save at its lowest rank")
+    refit: bool = option(True, "refit the factors and the layers behind by least squares; needs data")
+    multiple: int | None = option(None, "ranks of wide layers are multiples of this; the target's by default")
+    samples: int = option(256, "of the calibration data, for directions and refitting")
+    patches: int = option(256, "places of a layer that are looked at in each sample")
+    measured: int = option(32, "samples on which sensitivity is measured")
+    damping: float = option(0.01, "how much each weight is held to its own value where the data say little")
+    exclude: tuple[str, ...] = option((), "names of layers that stay, with * and ?")
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Factor layers of the main graph until the fraction `ratio` of what the model cost before is saved.
+
+        Where the context limits what may be lost, less is saved if need be, found by bisection.
+
+        Raises:
+            UsageError: an option is out of its range.
+            DataError: the samples do not fit, or a loss is limited that cannot be measured.
+        """
+        self._check()
+        if (quantized := quantized_node(model)) is not None:
+            return PassResult(False, declined=(Declined(layer_name(quantized), "its weights are quantized already"),))
+        if context.calibration is None:
+            warnings.warn(
+                "there is no calibration data: ranks are chosen by the weights alone, and nothing is refitted; "
+                "give samples with --calib",
+                ModelWarning,
+                stacklevel=2,
+            )
+        before = self._cost_of(model, context)
+        start = float(model.metadata_props.get(_RECORD + self.saving.value, before))
+        unmet = self.energy is not None or before > (1 - self.ratio) * start * (1 + _CLOSE)
+        if not unmet or self.ratio == 0 or model.metadata_props.get(_RECORD + "asked") == self._asked:
+            return PassResult(False, {f"{self.saving.value}-left": round(before / start, 4) if start else 1.0})
+        plan = self._plan(model, before, context)
+        if context.calibration is None or context.max_drop is None:
+            return self._apply(model, plan, self.ratio, (before, start), context)
+        return self._within(model, plan, (before, start), context, context.calibration, context.max_drop)
+
+    def _check(self) -> None:
+        for name, low, high in (
+            ("ratio", 0, 0.99),
+            ("energy", 0, 1),
+            ("most_lost", 0, 1),
+            ("least_saved", 0, 1),
+            ("damping", 1e-9, 100),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} is {value}, expected {low} to {high}")
+        for name in ("samples", "patches", "measured", "multiple"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, expected 1 or more")
+
+    @property
+    def _asked(self) -> str:
+        return f"{self.saving.value} {self.ratio}" if self.energy is None else f"energy {self.energy}"
+
+    def _cost_of(self, model: ir.Model, context: PassContext) -> float:
+        """Of the whole model, in what is to be saved. Layers that cannot be factored take the time of their MACs."""
+        whole = total(layer_costs(model))
+        if self.saving is Saving.MACS:
+            return float(whole.macs)
+        if self.saving is Saving.BYTES:
+            return float(whole.weight_bytes)
+        found, _ = layers(model.graph, ())
+        kernels = _kernels(context)
+        known = sum(cost(each, None, kernels, Saving.TIME) for each in found)
+        return known + kernels.of_products(max(whole.macs - sum(each.macs for each in found), 0))
+
+    def _plan(self, model: ir.Model, whole: float, context: PassContext) -> _Plan:
+        found, declined = layers(model.graph, self.exclude)
+        kernels = _kernels(context)
+        observed = self._observed(model, found, context)
+        candidates, means = [], []
+        for each in found:
+            reader = observed.get(each.node)
+            covariance, mean = _spread(each, reader)
+            if reader is None and context.calibration is not None and self.whitened:
+                declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
+            result = candidate(
+                each,
+                directions(each.matrix, covariance if self.whitened else None),
+                kernels,
+                self.saving,
+                self.multiple or (context.target.channel_multiple if context.target is not None else 1),
+                self.most_lost,
+            )
+            if not isinstance(result, str) and result.saved[-1] < self.least_saved * whole:
+                result = f"it would save {100 * result.saved[-1] / whole:.2f} % of the model's {self.saving.value}"
+            if isinstance(result, str):
+                declined.append(Declined(each.name, result))
+            else:
+                candidates.append(result)
+                means.append(mean)
+        if context.calibration is not None and self.energy is None:
+            few = context.calibration.first(self.measured)
+            measured = losses(model, candidates, means, few, context.progress)
+        else:
+            measured = [np.array(each.lost) for each in candidates]
+        return _Plan(tuple(candidates), tuple(measured), tuple(means), tuple(declined))
+
+    def _observed(self, model: ir.Model, found: Sequence[Layer], context: PassContext) -> dict[ir.Node, Reader]:
+        if context.calibration is None:
+            return {}
+        made = {each.node: reader for each in found if (reader := each.reader()) is not None}
+        few = context.calibration.first(self.samples)
+        observe(model, made, few, self.patches, context.seed, context.progress)
+        return made
+
+    def _within(
+        self,
+        model: ir.Model,
+        plan: _Plan,
+        costs: tuple[float, float],
+        context: PassContext,
+        samples: Samples,
+        limit: float,
+    ) -> PassResult:
+        original = context.original or clone(model)
+        low, high = 0.0, self.ratio
+        best: tuple[ir.Model, PassResult] | None = None
+        for trial in range(_TRIALS if self.energy is None else 1):
+            ratio = high if trial == 0 else (low + high) / 2
+            variant = clone(model)
+            result = self._apply(variant, _moved(plan, model, variant), ratio, costs, context)
+            drop = measure_drop(original, variant, samples, context.labels).drop
+            if drop <= limit:
+                low, best = ratio, (variant, result)
+                if trial == 0:
+                    break
+            else:
+                high = ratio
+        if best is None:
+            reason = f"factors cost more than the {100 * limit:.2f} points that are allowed, even for {high:.3f} saved"
+            return PassResult(False, declined=(*plan.declined, Declined("model", reason)))
+        variant, result = best
+        if result.changed:
+            model.graph = variant.graph
+            model.metadata_props.update(variant.metadata_props)
+        return replace(result, statistics={**result.statistics, "ratio-held": round(low, 4)})
+
+    def _apply(
+        self, model: ir.Model, plan: _Plan, ratio: float, costs: tuple[float, float], context: PassContext
+    ) -> PassResult:
+        """Factor `model` in place, so that of `costs`, now and at the start, a fraction of the second goes."""
+        before, start = costs
+        if self.energy is not None:
+            ranks = by_energy(plan.candidates, 1 - self.energy)
+        else:
+            ranks = by_loss(plan.candidates, plan.losses, before - (1 - ratio) * start)
+        chosen = [
+            (each, rank, mean)
+            for each, rank, mean in zip(plan.candidates, ranks, plan.means, strict=True)
+            if rank is not None
+        ]
+        declined = list(plan.declined)
+        declined += [
+            Declined(each.layer.name, "what is asked for is saved elsewhere at less loss")
+            for each, rank in zip(plan.candidates, ranks, strict=True)
+            if rank is None
+        ]
+        original = clone(model)
+        for each, rank, mean in chosen:
+            lower(each.layer.node, each, rank, mean)
+        if self.refit and context.calibration is not None and chosen:
+            settings = Settings(self.patches, self.damping, context.seed)
+            constraints = {each.layer.node: _of_rank(rank) for each, rank, _ in chosen}
+            few = context.calibration.first(self.samples)
+            _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints)
+            declined += refused
+        for each, rank, _ in chosen:
+            split(model.graph, each.layer.node, rank)
+        saved = sum(each.saved[each.ranks.index(rank)] for each, rank, _ in chosen)
+        if chosen:
+            model.metadata_props.setdefault(_RECORD + self.saving.value, repr(start))
+            model.metadata_props[_RECORD + "asked"] = self._asked
+        statistics: dict[str, int | float | str] = {
+            "layers-factored": len(chosen),
+            "ranks": ", ".join(f"{each.layer.name} {rank} of {each.layer.full_rank}" for each, rank, _ in chosen),
+            f"{self.saving.value}-left": round((before - saved) / start, 4) if start else 1.0,
+        }
+        if self.energy is None and before - saved > (1 - ratio) * start * (1 + _CLOSE):
+            statistics["short-of-target"] = round((before - saved) / start - 1 + ratio, 4)
+        return PassResult(bool(chosen), statistics, tuple(dict.fromkeys(declined)))
+
+
+def _kernels(context: PassContext) -> Kernels:
+    if context.target is None:
+        return Kernels(multiple=1)
+    return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
+
+
+def _spread(layer: Layer, reader: Reader | None) -> tuple[Array | None, Array | None]:
+    """G of what the layer reads, and the mean that its bias takes up: G is about it."""
+    if reader is None:
+        return None, None
+    if not layer.biased:
+        return reader.gram[0], None
+    mean: Array = reader.mean[0]
+    centred = reader.gram[0] - np.outer(mean, mean)
+    return centred, mean
+
+
+def _of_rank(rank: int) -> Constraint:
+    def projected(matrix: Array, covariance: Array) -> Array:
+        return directions(matrix[0], covariance[0]).projected(matrix[0], rank)[None]
+
+    return projected
+
+
+def _moved(plan: _Plan, model: ir.Model, copy: ir.Model) -> _Plan:
+    """The plan about the same nodes of a copy."""
+    nodes: Mapping[ir.Node, ir.Node] = dict(zip(model.graph, copy.graph, strict=True))
+    moved = tuple(replace(each, layer=replace(each.layer, node=nodes[each.layer.node])) for each in plan.candidates)
+    return replace(plan, candidates=moved)

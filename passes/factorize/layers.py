@@ -1,0 +1,125 @@
+"""Layers that can become two: products with one constant matrix, and convolutions as such products.
+
+A Conv of one group, whatever its kernel, is y = W x with x a patch. U V then is a convolution with the same kernel to
+r channels and a 1×1 convolution from these (X. Zhang and others, Accelerating very deep convolutional networks, 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.ir.reading import constant, is_standard, static_shape
+from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.prune.readers import MOST_FEATURES, Reader
+from graphopt.passes.quantize.patches import to_matrix, why_not
+from graphopt.pipeline.base import Declined
+
+Array = np.ndarray[Any, Any]
+
+MARK = "graphopt.factorize"  # metadata of a node: which factor it is
+_LEAST = 2  # outputs and features of a matrix that has anything to give
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a constant matrix.
+
+    matrix: W, [outputs, features], float64. places: how many columns it multiplies in one run.
+    line: places in one line of a picture, where a window covers several; else 0.
+    biased: whether a constant takes up a mean, or may.
+    """
+
+    node: ir.Node
+    matrix: Array
+    places: int
+    line: int
+    biased: bool
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        return layer_name(self.node)
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank that W can have."""
+        outputs, features = self.matrix.shape
+        return int(min(outputs, features))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run."""
+        return int(self.matrix.size) * self.places
+
+    def reader(self) -> Reader | None:
+        """What sums up the second moments of its input; None where there are too many features."""
+        outputs, features = self.matrix.shape
+        if features > MOST_FEATURES:
+            return None
+        empty = np.zeros((1, features, features))
+        return Reader(self.node, self.matrix.reshape(1, outputs, features), np.zeros((1, features), int), empty)
+
+
+def layers(graph: ir.Graph, exclude: tuple[str, ...]) -> tuple[list[Layer], list[Declined]]:
+    """The layers of the main graph that have a constant matrix, and those of them that must stay, with reasons."""
+    found, declined = [], []
+    for node in graph:
+        if not is_standard(node, "Conv", "Gemm", "MatMul"):
+            continue
+        weight, index = _weight(node)
+        if weight is None:
+            continue
+        reason = _why_not(node, weight, index, exclude)
+        if reason:
+            declined.append(Declined(layer_name(node), reason))
+        else:
+            found.append(_layer(node, weight))
+    return found, declined
+
+
+def _weight(node: ir.Node) -> tuple[Array | None, int]:
+    for index in (1, 0):
+        array = constant(node.inputs[index]) if len(node.inputs) > index else None
+        if array is not None:
+            return array, index
+    return None, 1
+
+
+def _why_not(node: ir.Node, weight: Array, index: int, exclude: tuple[str, ...]) -> str:
+    value = node.inputs[1]
+    if any(fnmatchcase(str(node.name), pattern) for pattern in exclude):
+        return "excluded by the options"
+    if MARK in node.metadata_props:
+        return "it is a factor already"
+    if reason := why_not(node, index, weight):
+        return reason
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if not np.isfinite(weight).all():
+        return "its weight is not finite"
+    if node.op_type == "Conv" and node.attributes.get_int("group", 1) != 1:
+        return "its channels are in groups, whose matrices are small"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return "its first operand is transposed"
+    if value is not None and len(value.uses()) > 1:
+        return "its weight is shared with another layer"
+    if static_shape(node.outputs[0]) is None or static_shape(node.inputs[0]) is None:
+        return "its shape is not known"
+    if min(to_matrix(node, weight).shape[1:]) < _LEAST:
+        return "its matrix has rank 1"
+    return ""
+
+
+def _layer(node: ir.Node, weight: Array) -> Layer:
+    matrix = to_matrix(node, weight)[0].astype(np.float64)
+    shape = static_shape(node.outputs[0]) or ()
+    line = shape[-1] if node.op_type == "Conv" and prod(weight.shape[2:]) > 1 else 0
+    has_bias = len(node.inputs) > 2 and constant(node.inputs[2]) is not None
+    biased = node.op_type == "Conv" or (node.op_type == "Gemm" and has_bias)
+    return Layer(node, matrix, prod(shape) // matrix.shape[0], line, biased)

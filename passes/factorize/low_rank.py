@@ -1,0 +1,65 @@
+"""The best product of two small matrices in place of a matrix, W ≈ U V, and what it loses.
+
+Plain: the truncated singular value decomposition is nearest to W in Frobenius norm (C. Eckart and G. Young, 1936). What
+counts is the output, however: with G = E[x xᵀ] of the layer's input (about the mean, where a bias takes that up),
+
+    min over rank r of E‖(W − U V) x‖²   at   U V = P Pᵀ W,    P the r leading eigenvectors of W G Wᵀ
+
+and the error is the sum of the other eigenvalues. For, with a root L Lᵀ = G, the error is ‖W L − U V L‖², whose least
+is at P Pᵀ W L. No inverse of G is needed. The same P makes a regression the best one of its rank (A. Izenman,
+Reduced-rank regression for the multivariate linear model, 1975). Without data G = I.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Of a layer's output: `vectors` [outputs, count], the strongest first, and the energy [count] along each."""
+
+    vectors: Array
+    energy: Array
+
+    def lost(self, rank: int) -> float:
+        """The fraction of the energy outside of the first `rank` directions."""
+        whole = float(self.energy.sum())
+        return float(self.energy[rank:].sum()) / whole if whole > 0 else 0.0
+
+    def projected(self, matrix: Array, rank: int) -> Array:
+        """P Pᵀ W for W [outputs, features]."""
+        vectors = self.vectors[:, :rank]
+        result: Array = vectors @ (vectors.T @ matrix)
+        return result
+
+
+def directions(matrix: Array, covariance: Array | None) -> Directions:
+    """Eigenvectors of W G Wᵀ.
+
+    Args:
+        matrix: W, [outputs, features].
+        covariance: G, [features, features]; None for I.
+    """
+    wide = matrix.astype(np.float64)
+    spread = wide @ wide.T if covariance is None else wide @ covariance @ wide.T
+    energy, vectors = np.linalg.eigh((spread + spread.T) / 2)
+    return Directions(vectors[:, ::-1], np.maximum(energy[::-1], 0.0))
+
+
+def factors(matrix: Array, rank: int) -> tuple[Array, Array]:
+    """U [outputs, rank] and V [rank, features] whose product is nearest to W.
+
+    The scale of each inner channel is free: it is set so that its column of U and its row of V have the same largest
+    magnitude, and a grid of integers serves both alike.
+    """
+    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    left, right = left[:, :rank] * values[:rank], right[:rank]
+    tallest, widest = np.abs(left).max(axis=0), np.abs(right).max(axis=1)
+    scale = np.sqrt(np.where(tallest > 0, tallest, 1.0) / np.where(widest > 0, widest, 1.0))
+    return left / scale, right * scale[:, None]
