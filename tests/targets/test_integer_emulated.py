@@ -30,7 +30,9 @@ class Network:
         self.nodes: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
 
-    def layer(self, operator: str, inputs: list[str], weights: tuple[int, ...] = (), **given: Any) -> str:
+    def layer(
+        self, operator: str, inputs: list[str], weights: tuple[int, ...] = (), bias: float = 1.0, **given: Any
+    ) -> str:
         """The name of the integers that a layer makes of others."""
         name = f"v{len(self.nodes)}"
         floats = [self.dequantized(value) for value in inputs]
@@ -38,12 +40,12 @@ class Network:
             self.arrays[f"{name}_w"] = self.random.integers(-128, 128, weights, np.int8)
             self.arrays[f"{name}_s"] = self.random.uniform(0.002, 0.01, weights[0]).astype(np.float32)
             self.arrays[f"{name}_z"] = np.zeros(weights[0], np.int8)
-            self.arrays[f"{name}_b"] = self.random.standard_normal(weights[0]).astype(np.float32)
+            self.arrays[f"{name}_b"] = (bias * self.random.standard_normal(weights[0])).astype(np.float32)
             of_weights = [f"{name}_{suffix}" for suffix in "wsz"]
             self.nodes.append(helper.make_node("DequantizeLinear", of_weights, [f"{name}_wf"], axis=0))
             floats += [f"{name}_wf", f"{name}_b"]
         self.nodes.append(helper.make_node(operator, floats, [f"{name}_f"], name=name, **given))
-        self.parameters(name, 0.1, int(self.random.integers(-20, 20)))
+        self.parameters(name, 0.1 * bias, int(self.random.integers(-20, 20)))
         self.nodes.append(helper.make_node("QuantizeLinear", [f"{name}_f", f"{name}_sy", f"{name}_zy"], [name]))
         return name
 
@@ -67,11 +69,12 @@ def network() -> Any:
     swished = net.layer("Mul", [residual, net.layer("Sigmoid", [residual])])
     mean = net.layer("Flatten", [net.layer("GlobalAveragePool", [swished])])
     result = net.layer("Gemm", [mean], (10, 19), transB=1)
+    large = net.layer("Conv", [narrow], (21, 19, 1, 1), bias=20000.0)  # sums beyond what a float32 holds exactly
     graph = helper.make_graph(
         net.nodes,
         "network",
         [helper.make_tensor_value_info("x", onnx.TensorProto.INT8, SHAPE)],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None) for name in (swished, result)],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None) for name in (swished, result, large)],
         [numpy_helper.from_array(array, name) for name, array in net.arrays.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

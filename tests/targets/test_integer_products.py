@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,19 @@ def test_products_whose_result_stays_in_float_keep_their_sums(data: Any) -> None
     expected = Session(model).run({"x": x})["y"]
     found = compiled.run(model, {"x": x})["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(float(np.ptp(expected)), 1e-3))
+
+
+@pytest.mark.parametrize(("more", "lifted"), [(0, True), (1, False)])
+def test_sums_are_lifted_up_to_the_largest_that_a_float32_holds(more: int, lifted: bool) -> None:
+    x = np.arange(-128, 128).astype(np.int8).reshape(-1, 1)
+    qx, qy, weight_scale = Activation(np.int8, 0.5, 0), Activation(np.int8, 4.0, -7), np.array([0.001], np.float32)
+    weights = np.array([[127]], np.int8)
+    bias = np.array([2**22 - 1 - 128 * 127 + more], np.int32)
+    model = layer_model("Gemm", x, qx, weights, weight_scale, bias, qy, weight_axis=1)
+    (kernel,) = (node.attributes["kernel"].as_string() for node in prepare(model).graph if "kernel" in node.attributes)
+    assert json.loads(kernel)[1]["lifted"] is lifted
+    sums = x.astype(np.int64) @ weights.astype(np.int64) + bias
+    check(model, x, _expected(sums, qx, weight_scale, qy, None))
 
 
 def _expected(sums: np.ndarray, qx: Activation, weight_scale: np.ndarray, qy: Activation, clip: Any) -> np.ndarray:

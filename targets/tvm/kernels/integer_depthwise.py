@@ -40,11 +40,13 @@ class IntegerDepthwise:
     """A convolution of every channel with its own window; as many channels come out as go in.
 
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
+    `lifted`: the bias has ROUNDER_BITS in it (`requantize`).
     """
 
     window: Window
     bounds: Range
     pairs: bool = True
+    lifted: bool = False
 
     @property
     def channels(self) -> int:
@@ -162,7 +164,7 @@ class _Row:
                 made += _in_vectors(total, part)
             at = [min(LANES, lanes) * j for j in range(len(made))]
             multipliers = [self.multipliers[vector(channel + j, min(LANES, lanes))] for j in at]
-            result = requantize(made, multipliers, self.depthwise.bounds, self.instructions)
+            result = requantize(made, multipliers, self.depthwise.bounds, self.instructions, self.depthwise.lifted)
             store(self.y, (pixel + i) * self.depthwise.channels + channel, result, lanes)
 
 

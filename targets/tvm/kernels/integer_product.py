@@ -33,6 +33,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     Instructions,
     Range,
     index,
+    keep_in_memory,
     requantize,
     splat,
     store,
@@ -54,7 +55,7 @@ class IntegerProduct:
 
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
-    `result`: int8, float32 or int32.
+    `result`: int8, float32 or int32. `lifted`: the bias has ROUNDER_BITS in it (`requantize`); for int8 alone.
     """
 
     window: Window
@@ -62,6 +63,7 @@ class IntegerProduct:
     bounds: Range
     pairs: bool = True
     result: str = "int8"
+    lifted: bool = False
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
     """
     window = product.window
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        T.func_attr({"op_pattern": 8, "tirx.noalias": False})
         x = T.arg("x", T.buffer((window.input_size,), "int8", layout=None))
         weights = T.arg("weights", T.buffer((math.prod(product.weight_shape),), "int8", layout=None))
         bias = T.arg("bias", T.buffer((product.panels * PANEL,), "int32", layout=None))
@@ -193,6 +195,7 @@ class _Tile:
         self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int, first: int, vectors: int
     ) -> None:
         start, row = T.Bind(start), T.Bind(row)
+        keep_in_memory(self.instructions)
         sums = ARITHMETIC[self.instructions](rows, vectors, self.product.pairs)
         channel = panel * PANEL + first * LANES
         bias = [T.Bind(self.bias[vector(channel + j * LANES, LANES)]) for j in range(vectors)]
@@ -209,7 +212,7 @@ class _Tile:
     def _store(self, at: Any, totals: list[Any], factors: list[list[Any]], columns: int) -> None:
         """One row of results, as vectors of LANES, of which `columns` are elements of y."""
         if self.product.result == "int8":
-            made = requantize(totals, factors[0], self.product.bounds, self.instructions)
+            made = requantize(totals, factors[0], self.product.bounds, self.instructions, self.product.lifted)
             store(self.y, at, made, min(len(totals) * LANES, columns))
             return
         for j, total in enumerate(totals):

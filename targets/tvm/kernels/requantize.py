@@ -5,6 +5,9 @@
 a: int32, the sum of products with the bias in it. float32(a) rounds to nearest, ties to even, and so does rint. m:
 float32, one for each channel. z, low and high: within the range of int8; low and high hold the activation too.
 The product is rounded to float32 before rint: nothing here may be contracted into a fused multiply-add.
+
+Sums are `lifted` where they are known to be small: they begin at ROUNDER_BITS, the bits of the float32 R = 1.5 · 2^23.
+Those bits plus a, read as a float32, are R + a exactly as long as |a| < 2^22, so that a subtraction makes float32(a).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -53,6 +57,16 @@ def index(value: int) -> Any:
     return tirx.const(value, "int64")
 
 
+def keep_in_memory(instructions: Instructions) -> None:
+    """A nop that may write to any memory, as far as LLVM knows, of a kernel whose parameters are not `noalias`.
+
+    Without it LLVM moves what the tiles of a loop have in common, weights above all, out of the loop: more than there
+    are registers, which it then stores to the stack, and sums with them. Loads that follow it stay in the loop.
+    """
+    if instructions is not Instructions.PORTABLE:
+        T.evaluate(T.call_llvm_intrin("void", "llvm.aarch64.hint", tirx.const(0, "int32")))
+
+
 def vector(start: Any, lanes: int) -> Any:
     """The index of `lanes` elements from `start` on; a plain index for one."""
     start = index(start) if isinstance(start, int) else start
@@ -69,13 +83,25 @@ def wide(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
-def requantize(sums: list[Any], multipliers: list[Any], bounds: Range, instructions: Instructions) -> Any:
+def may_be_lifted(largest: np.ndarray, multipliers: np.ndarray) -> bool:
+    """Whether sums of absolute values up to `largest` may be lifted: they and their results are small enough.
+
+    A result with its zero point has to fit int16, of which 256 are left for the zero point and for rounding.
+    """
+    results = largest.astype(np.float64) * multipliers
+    return bool(largest.max(initial=0) < 1 << 22 and results.max(initial=0) < (1 << 15) - 256)
+
+
+def requantize(
+    sums: list[Any], multipliers: list[Any], bounds: Range, instructions: Instructions, lifted: bool = False
+) -> Any:
     """int8 results of int32 sums, given as vectors of LANES each; the result is one vector of them all.
 
     A single scalar is taken too, in a list of one; so is one vector of any width where `instructions` are portable.
     """
-    by = _by_neon if instructions is not Instructions.PORTABLE and _are_vectors(sums) else _portably
-    return by(sums, multipliers, bounds)
+    if instructions is Instructions.PORTABLE or not _are_vectors(sums):
+        return _portably(sums, multipliers, bounds, lifted)
+    return (_lifted_by_neon if lifted else _by_neon)(sums, multipliers, bounds)
 
 
 def _are_vectors(sums: list[Any]) -> bool:
@@ -87,18 +113,18 @@ def lanes_of(expression: Any) -> int:
     return int(str(expression.ty.dtype).partition("x")[2] or 1)
 
 
-def _portably(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
-    parts = [_round_and_bound(total, multiplier, bounds) for total, multiplier in zip(sums, multipliers, strict=True)]
-    return join(parts)
+def _portably(sums: list[Any], multipliers: list[Any], bounds: Range, lifted: bool) -> Any:
+    pairs = zip(sums, multipliers, strict=True)
+    return join([_round_and_bound(total, multiplier, bounds, lifted) for total, multiplier in pairs])
 
 
-def _round_and_bound(total: Any, multiplier: Any, bounds: Range) -> Any:
+def _round_and_bound(total: Any, multiplier: Any, bounds: Range, lifted: bool) -> Any:
     lanes = lanes_of(total)
 
     def number(value: float, dtype: str = "float32") -> Any:
         return splat(tirx.const(value, dtype), lanes)
 
-    scaled = tirx.Cast(wide("float32", lanes), total) * multiplier
+    scaled = (_lowered(total) if lifted else tirx.Cast(wide("float32", lanes), total)) * multiplier
     # Bounded before it is rounded, which is the same for integer bounds; it also keeps LLVM, which TVM allows to,
     # from contracting the multiplication and the addition.
     scaled = tirx.Max(scaled, number(bounds.low - bounds.zero_point))
@@ -106,6 +132,12 @@ def _round_and_bound(total: Any, multiplier: Any, bounds: Range) -> Any:
     bits = tirx.reinterpret(wide("int32", lanes), scaled + number(ROUNDER))
     shift = bounds.zero_point - ROUNDER_BITS
     return tirx.Cast(wide("int8", lanes), bits + number(shift, "int32"))
+
+
+def _lowered(total: Any) -> Any:
+    """float32(a) of a lifted sum."""
+    lanes = lanes_of(total)
+    return tirx.reinterpret(wide("float32", lanes), total) - splat(tirx.const(ROUNDER, "float32"), lanes)
 
 
 def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
@@ -123,15 +155,35 @@ def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
         rounder = splat(tirx.const(ROUNDER_BITS, "int32"), LANES)
         rounded = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sqsub.v4i32", bits, rounder)
         halves.append(T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", rounded))
+    pairs = [join(halves[i : i + 2] if i + 1 < len(halves) else [halves[i]] * 2) for i in range(0, len(halves), 2)]
+    return _narrowed(pairs, len(halves), bounds.zero_point, bounds)
+
+
+def _lifted_by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
+    """fsub, fmulx, fadd, uzp1, sqxtn. The low halves of the sum's bits are the integer: those of ROUNDER_BITS are 0.
+
+    An even zero point is in what is added: integers are rounded to even, and stay even by it. An odd one comes later.
+    """
+    folded = bounds.zero_point if bounds.zero_point % 2 == 0 else 0
+    halves = []
+    for total, multiplier in zip(sums, multipliers, strict=True):
+        scaled = T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.fmulx.v4f32", _lowered(total), multiplier)
+        rounded = scaled + splat(tirx.const(ROUNDER + folded, "float32"), LANES)
+        halves.append(T.Bind(tirx.reinterpret("int16x8", rounded)))
+    low = [tirx.const(2 * lane, "int32") for lane in range(8)]
+    pairs = [tirx.Shuffle([halves[i], halves[min(i + 1, len(halves) - 1)]], low) for i in range(0, len(halves), 2)]
+    return _narrowed(pairs, len(halves), bounds.zero_point - folded, bounds)
+
+
+def _narrowed(pairs: list[Any], vectors: int, zero_point: int, bounds: Range) -> Any:
+    """int8 of vectors of eight int16, which hold `vectors` of LANES; `zero_point` is added on the way."""
     parts = []
-    for i in range(0, len(halves), 2):
-        pair = halves[i : i + 2] if i + 1 < len(halves) else [halves[i], halves[i]]
-        both = join(pair)
-        if bounds.zero_point:
-            zero_point = splat(tirx.const(bounds.zero_point, "int16"), 8)
-            both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", both, zero_point)
+    for i, both in enumerate(pairs):
+        if zero_point:
+            more = splat(tirx.const(zero_point, "int16"), 8)
+            both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", both, more)
         narrow = T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", both)
-        if i + 1 == len(halves):
+        if 2 * i + 1 == vectors:
             narrow = tirx.Shuffle([narrow], [tirx.const(lane, "int32") for lane in range(LANES)])
         parts.append(narrow)
     result = join(parts)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, pack_depthwise_weights
 from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, pack_weights
+from graphopt.targets.tvm.kernels.requantize import ROUNDER_BITS, may_be_lifted
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
@@ -28,11 +29,15 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Factors:
-    """The constants of a product: int8 weights with output channels first, int32 bias and float32 multipliers."""
+    """The constants of a product: int8 weights with output channels first, int32 bias and float32 multipliers.
+
+    `lifted`: no input makes sums so large that they may not be lifted (`requantize`); ROUNDER_BITS are in the bias then.
+    """
 
     weights: np.ndarray
     bias: np.ndarray
     multipliers: np.ndarray
+    lifted: bool
 
     @property
     def pairs(self) -> bool:
@@ -58,10 +63,10 @@ def rewrite_convolution(cluster: Cluster, editor: Editor) -> str | None:
     source = editor.channels_last(x.integers)
     kernel_last = np.moveaxis(found.weights, 1, -1)  # [out, (height,) width, in]
     if group == 1:
-        product = IntegerProduct(window, kernel[0], cluster.bounds, found.pairs)
+        product = IntegerProduct(window, kernel[0], cluster.bounds, found.pairs, lifted=found.lifted)
         made = _emit(editor, cluster, product, source, pack_weights(kernel_last, window), found, product.panels * PANEL)
     else:
-        depthwise = IntegerDepthwise(window, cluster.bounds, found.pairs)
+        depthwise = IntegerDepthwise(window, cluster.bounds, found.pairs, found.lifted)
         packed = pack_depthwise_weights(kernel_last[..., 0])
         made = _emit(editor, cluster, depthwise, source, packed, found, kernel[0])
     editor.replace(cluster.result.integers, made, channels_last=True)
@@ -84,7 +89,7 @@ def rewrite_matrix_product(cluster: Cluster, editor: Editor) -> str | None:
         return found
     *rows, depth = shape_of(x.integers)
     window = Window((1, 1, int(np.prod(rows)), depth), padding=x.signed_zero_point)
-    product = IntegerProduct(window, found.weights.shape[0], cluster.bounds, found.pairs)
+    product = IntegerProduct(window, found.weights.shape[0], cluster.bounds, found.pairs, lifted=found.lifted)
     packed = pack_weights(found.weights.reshape(-1, 1, 1, depth), window)
     made = _emit(editor, cluster, product, editor.int8(x.integers), packed, found, product.panels * PANEL)
     editor.replace(cluster.result.integers, made, channels_last=False)
@@ -185,7 +190,11 @@ def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None
     if isinstance(steps, str):
         return steps
     start = start_of_sums(weights, steps, x.signed_zero_point)
-    return start if isinstance(start, str) else Factors(weights.astype(np.int8), start, multipliers)
+    if isinstance(start, str):
+        return start
+    largest = np.abs(start.astype(np.int64)) + 128 * np.abs(weights.reshape(len(weights), -1)).sum(1)
+    lifted = may_be_lifted(largest, multipliers)
+    return Factors(weights.astype(np.int8), start + np.int32(ROUNDER_BITS if lifted else 0), multipliers, lifted)
 
 
 def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
