@@ -178,10 +178,11 @@ def _lifted_by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> A
 def _narrowed(pairs: list[Any], vectors: int, zero_point: int, bounds: Range) -> Any:
     """int8 of vectors of eight int16, which hold `vectors` of LANES; `zero_point` is added on the way."""
     parts = []
-    for i, both in enumerate(pairs):
+    for i, pair in enumerate(pairs):
+        both = pair
         if zero_point:
             more = splat(tirx.const(zero_point, "int16"), 8)
-            both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", both, more)
+            both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", pair, more)
         narrow = T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", both)
         if 2 * i + 1 == vectors:
             narrow = tirx.Shuffle([narrow], [tirx.const(lane, "int32") for lane in range(LANES)])

@@ -31,7 +31,7 @@ INT32_MAX = 2**31 - 1
 class Factors:
     """The constants of a product: int8 weights with output channels first, int32 bias and float32 multipliers.
 
-    `lifted`: no input makes sums so large that they may not be lifted (`requantize`); ROUNDER_BITS are in the bias then.
+    `lifted`: no input makes sums too large to be lifted (`requantize`); ROUNDER_BITS are in the bias then.
     """
 
     weights: np.ndarray
