@@ -11,17 +11,28 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import InternalError
 from graphopt.targets.base import Library, TargetDescription, TensorSpec
 from graphopt.targets.tvm import codegen
 from graphopt.targets.tvm.driver import weight_bytes
 from graphopt.targets.tvm.importer import dtype_name, import_model, static_shape
 from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
+from graphopt.targets.tvm.kernels.winograd import PLACES
 from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.lower import Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
 from graphopt.targets.tvm.native_warnings import without_native_warnings
 from graphopt.targets.tvm.preparation import prepare
-from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, KernelCall, Place, Program, VariantCalls
+from graphopt.targets.tvm.program import (
+    ALIGNMENT,
+    Buffer,
+    Copy,
+    KernelCall,
+    Place,
+    Program,
+    VariantCalls,
+    WinogradWeights,
+)
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from graphopt.targets.tvm.storage.compression import compress as compressed
 from graphopt.targets.tvm.variants import Scheduled, schedule_all
@@ -120,6 +131,8 @@ def assemble_variants(
         for lot, program in zip(scheduled[1:], others, strict=True)
         if lot.variant is not None
     )
+    if any(program.transforms != plain.transforms for program in others):
+        raise InternalError("variants of the kernels want weights that are transformed in different ways")
     arena_bytes = max(program.arena_bytes for program in (plain, *others))
     return replace(plain, variants=variants, arena_bytes=arena_bytes)
 
@@ -131,7 +144,7 @@ def assemble(
     kernels: dict[str, codegen.Kernel],
     objects: tuple[Path, ...],
 ) -> Program:
-    """Place every value of `lowered` in the caller's buffers, the weights or the arena."""
+    """Place every value of `lowered` in the caller's buffers, the weights, the decoded memory or the arena."""
     weights, constants = _pack_weights(lowered.constants)
     places: dict[Value, Buffer] = {}
     copies: list[tuple[Value, Buffer]] = []
@@ -161,13 +174,17 @@ def assemble(
             return Buffer(Place.WEIGHTS, 0, constants[value.index], value.bytes)
         return places.get(value) or Buffer(Place.ARENA, 0, offsets[slots[value]], value.bytes)
 
+    made = _WinogradMemory()
     names = _node_names(model)
     steps: list[KernelCall | Copy] = []
     for i, call in enumerate(lowered.calls):
         kernel = kernels[symbols[call.function]]
         scratch = [Buffer(Place.ARENA, 0, offsets[slots[i, k]], size) for k, size in enumerate(kernel.scratch)]
-        arguments = (*map(place, call.inputs), *map(place, call.outputs), *scratch)
-        steps.append(KernelCall(kernel.symbol, arguments, " + ".join(names[node] for node in call.nodes)))
+        arguments = [*map(place, call.inputs), *map(place, call.outputs), *scratch]
+        if kernel.winograd is not None:
+            position, *form = kernel.winograd
+            arguments[position] = made.of(arguments[position], *form)
+        steps.append(KernelCall(kernel.symbol, tuple(arguments), " + ".join(names[node] for node in call.nodes)))
     steps += [Copy(place(value), buffer) for value, buffer in copies]
     return Program(
         inputs=tuple(TensorSpec(v.name or "", dtype_name(v), static_shape(v)) for v in model.graph.inputs),
@@ -176,7 +193,27 @@ def assemble(
         weights=weights,
         arena_bytes=arena_bytes,
         objects=objects,
+        decoded_bytes=made.bytes,
+        transforms=tuple(made.transforms.values()),
     )
+
+
+class _WinogradMemory:
+    """Places transformed weights in the decoded memory, those of the same source and form once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.transforms: dict[tuple[Buffer, int], WinogradWeights] = {}
+
+    def of(self, source: Buffer, filters: int, channels: int, panel: int) -> Buffer:
+        """The buffer with the transform of `source`."""
+        if (source, panel) not in self.transforms:
+            size = PLACES * -(-filters // panel) * panel * channels * 4
+            made = WinogradWeights(source, self.bytes, size, filters, channels, panel)
+            self.transforms[source, panel] = made
+            self.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+        found = self.transforms[source, panel]
+        return Buffer(Place.DECODED, 0, found.offset, found.bytes)
 
 
 def _pack_weights(constants: list[np.ndarray]) -> tuple[bytes, list[int]]:

@@ -20,16 +20,21 @@ from tvm.tirx.stmt import Return
 
 from graphopt.errors import InternalError, UnsupportedError
 from graphopt.targets.base import TargetDescription
+from graphopt.targets.tvm.kernels.winograd import WEIGHTS
 
 STACK_BYTES = 16384  # allocations up to this go on the stack
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled function: its symbol, and the bytes of the scratch buffers that follow its parameters."""
+    """A compiled function: its symbol, and the bytes of the scratch buffers that follow its parameters.
+
+    winograd: which parameter takes transformed weights (`kernels.winograd`), their filters, channels and panel; if any.
+    """
 
     symbol: str
     scratch: tuple[int, ...]
+    winograd: tuple[int, ...] | None = None
 
 
 def tvm_target(description: TargetDescription) -> tvm.target.Target:
@@ -54,7 +59,8 @@ def compile_kernels(functions: dict[str, tirx.PrimFunc], target: tvm.target.Targ
         plain, scratch = _with_pointer_parameters(module[symbol])
         _refuse_runtime_calls(symbol, plain)
         lowered[symbol] = plain
-        kernels.append(Kernel(symbol, scratch))
+        mark = function.attrs.get(WEIGHTS) if function.attrs else None
+        kernels.append(Kernel(symbol, scratch, None if mark is None else tuple(map(int, mark))))
     module = tvm.IRModule(lowered)
     module = tirx.transform.FP8StorageLegalize()(module)
     module = tirx.transform.BF16StorageLegalize()(module)

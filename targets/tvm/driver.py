@@ -87,6 +87,7 @@ def render_driver(program: Program, name: str, *, alignment: int = 16) -> str:
         weight_bytes=weight_bytes(program),
         decoded_bytes=program.decoded_bytes,
         streams=program.streams,
+        transforms=program.transforms,
         inputs=tables["input"],
         outputs=tables["output"],
         layers=layers,

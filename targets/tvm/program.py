@@ -17,7 +17,7 @@ class Place(StrEnum):
     INPUT = "input"  # the caller's input number `index`
     OUTPUT = "output"  # the caller's output number `index`
     WEIGHTS = "weights"  # read-only, shared by all contexts
-    DECODED = "decoded"  # weights that were stored compressed; read-only, shared by all contexts of a process
+    DECODED = "decoded"  # weights made of stored ones at load time; read-only, shared by all contexts of a process
     ARENA = "arena"  # one arena a context
 
 
@@ -70,12 +70,24 @@ class VariantCalls:
 
 
 @dataclass(frozen=True)
+class WinogradWeights:
+    """float32 weights [filters, channels, 3, 3] that are transformed to `bytes` at `offset` of the decoded memory."""
+
+    source: Buffer
+    offset: int
+    bytes: int
+    filters: int
+    channels: int
+    panel: int  # filters that lie side by side
+
+
+@dataclass(frozen=True)
 class Program:
     """A whole model: `calls` run in order, with weights of their own and an arena of `arena_bytes`.
 
     Of the `variants`, the last whose features the processor has runs instead; they share weights and arena.
 
-    `streams` fill the `decoded_bytes` of decoded memory, once, before the first call.
+    `streams`, and then `transforms`, fill the `decoded_bytes` of decoded memory, once, before the first call.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -86,6 +98,7 @@ class Program:
     objects: tuple[Path, ...]  # relocatable objects that define every `symbol`
     decoded_bytes: int = 0
     streams: tuple[Stream, ...] = ()
+    transforms: tuple[WinogradWeights, ...] = ()
     variants: tuple[VariantCalls, ...] = ()
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from graphopt.targets.tvm.kernels.winograd import transformed
 from graphopt.targets.tvm.program import ALIGNMENT, Buffer, Copy, Place, Program
 
 GUARD = 64  # bytes behind inputs and outputs
@@ -44,8 +45,15 @@ def run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, np.ndarray])
     sizes = [int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in program.outputs]
     outputs = [_guarded(bytes([PATTERN]) * size) for size in sizes]
     weights, arena = _guarded(program.weights), _guarded(bytes([PATTERN]) * program.arena_bytes)
-    before = [block.tobytes() for block in (*inputs, weights)]
-    blocks = {Place.INPUT: inputs, Place.OUTPUT: outputs, Place.WEIGHTS: [weights], Place.ARENA: [arena]}
+    decoded = _guarded(_decoded(program))
+    before = [block.tobytes() for block in (*inputs, weights, decoded)]
+    blocks = {
+        Place.INPUT: inputs,
+        Place.OUTPUT: outputs,
+        Place.WEIGHTS: [weights],
+        Place.DECODED: [decoded],
+        Place.ARENA: [arena],
+    }
 
     def address(buffer: Buffer) -> int:
         block = blocks[buffer.place][buffer.index]
@@ -59,7 +67,7 @@ def run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, np.ndarray])
         status = library[call.symbol](*(ctypes.c_void_p(address(argument)) for argument in call.arguments))
         if status != 0:
             raise KernelError(f"{call.symbol} returned {status}")
-    if [block.tobytes() for block in (*inputs, weights)] != before:
+    if [block.tobytes() for block in (*inputs, weights, decoded)] != before:
         raise KernelError("a kernel wrote into its inputs or weights")
     for block in (*outputs, arena):
         if (block[-GUARD:] != PATTERN).any():
@@ -68,6 +76,18 @@ def run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, np.ndarray])
         spec.name: np.frombuffer(block[:size].tobytes(), dtype=spec.dtype).reshape(spec.shape)
         for spec, block, size in zip(program.outputs, outputs, sizes, strict=True)
     }
+
+
+def _decoded(program: Program) -> bytes:
+    """The memory that a library fills when its first context is made; here with transformed weights alone."""
+    assert not program.streams
+    memory = bytearray(program.decoded_bytes)
+    for each in program.transforms:
+        weights = np.frombuffer(program.weights, np.float32, each.source.bytes // 4, each.source.offset)
+        made = transformed(weights.reshape(each.filters, each.channels, 3, 3), each.panel).tobytes()
+        assert len(made) == each.bytes
+        memory[each.offset : each.offset + each.bytes] = made
+    return bytes(memory)
 
 
 def _guarded(content: bytes) -> np.ndarray:

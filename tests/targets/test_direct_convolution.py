@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,17 @@ from graphopt.deploy.bundle import open_bundle
 from graphopt.deploy.verify import verify
 from graphopt.targets.arm.cores import CORES
 from graphopt.targets.host import HOST
+from graphopt.targets.tvm.kernels import winograd
 from graphopt.targets.tvm.kernels.direct_convolution import pack, schedule
 from tests.targets.accesses import out_of_bounds
 from tests.targets.convolutions import Layer, assert_computes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_winograd() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "pays", lambda _: False)
+        yield
 
 
 @st.composite

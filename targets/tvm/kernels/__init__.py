@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from graphopt.targets.tvm.kernels import depthwise, direct_convolution, integer, matmul, register_tile, transcendental
+from graphopt.targets.tvm.kernels import (
+    depthwise,
+    direct_convolution,
+    integer,
+    matmul,
+    register_tile,
+    transcendental,
+    winograd,
+    winograd_loops,
+)
 
 # Each (BlockBuilder, Call) -> the convolution as the kernel's function, or None if it is not the kernel's own.
-CONVOLUTIONS: tuple[Callable[..., Any], ...] = (depthwise.legalize, direct_convolution.legalize)
+CONVOLUTIONS: tuple[Callable[..., Any], ...] = (depthwise.legalize, winograd.legalize, direct_convolution.legalize)
 
 
 def legalize_conv2d(builder: Any, call: Any) -> Any:
@@ -30,5 +39,6 @@ SCHEDULES: list[Callable[..., Any]] = [
     integer.schedule,
     register_tile.schedule,
     depthwise.schedule,
+    winograd_loops.schedule,
     direct_convolution.schedule,
 ]

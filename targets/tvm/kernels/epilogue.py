@@ -105,12 +105,15 @@ class Epilogue:
             value = replace_loads(stage.value, lambda load: lookup(made, load.source, load))
             make(stage.target, substitute(value, list(zip(stage.variables, coordinates, strict=True))))
 
-    def rewrite(self, body: Callable[[], None]) -> tirx.PrimFunc:
-        """The function with `body` emitted in place of the main block and its stages."""
+    def rewrite(self, body: Callable[[], None], replaced: Sequence[tuple[Any, Any]] = ()) -> tirx.PrimFunc:
+        """The function with `body` emitted in place of the main block and its stages.
+
+        `replaced`: pairs of a parameter and the buffer that the function takes in its stead.
+        """
         with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
             T.func_attr(dict(self.function.attrs))
             for parameter in self.function.params:
-                T.arg(parameter.name, parameter)
+                T.arg(parameter.name, lookup(list(replaced), parameter, parameter))
             for buffer in (self.product, *(stage.target for stage in (*self.stages, *self.rest))):
                 if self.stored(buffer) and not any(buffer.same_as(parameter) for parameter in self.function.params):
                     T.add_to_parent(tirx.AllocBuffer(buffer, {}))

@@ -1,6 +1,6 @@
 """Loops over the rows of an image: vectors that overlap at the end, and copies into rows with padding around them.
 
-For a stride of 2 along the row, a copy parts the even columns, padding included, from the odd ones: what neighbouring
+For a stride of s along the row, a copy parts the columns, padding included, by their remainder mod s: what neighbouring
 outputs read then lies side by side.
 """
 
@@ -35,9 +35,9 @@ class Row:
 
 
 def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> None:
-    """Copy a row to `buffer`, its columns parted if the stride is 2. The padding is left as it is.
+    """Copy a row to `buffer`, its columns parted if the stride is 2 or more. The padding is left as it is.
 
-    `parts` is 1 where only the even columns, counted with the padding, are wanted.
+    `parts` is less than the stride where only the first remainders, counted with the padding, are wanted.
     """
     if stride == 1:
         start = place(0, index(row.left))
@@ -47,23 +47,23 @@ def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> No
 
         for_vectors(row.width, one)
         return
-    used = [parity for parity in range(2) if (row.left + parity) % 2 < parts]
+    used = [rest for rest in range(stride) if (row.left + rest) % stride < parts]
 
-    def position(parity: int, pair: Any) -> Any:
-        return place((row.left + parity) % 2, pair + (row.left + parity) // 2)
+    def position(rest: int, number: Any) -> Any:
+        return place((row.left + rest) % stride, number + (row.left + rest) // stride)
 
-    def pairs(first: Any, lanes: int) -> None:
-        both = T.Bind(row.load(tirx.Ramp(first * 2, index(1), 2 * lanes)))
-        for parity in used:
-            half = tirx.Shuffle([both], [tirx.const(2 * lane + parity, "int32") for lane in range(lanes)])
-            T.buffer_store(buffer, half, [tirx.Ramp(position(parity, first), index(1), lanes)])
+    def periods(first: Any, lanes: int) -> None:
+        together = T.Bind(row.load(tirx.Ramp(first * stride, index(1), stride * lanes)))
+        for rest in used:
+            part = tirx.Shuffle([together], [tirx.const(stride * lane + rest, "int32") for lane in range(lanes)])
+            T.buffer_store(buffer, part, [tirx.Ramp(position(rest, first), index(1), lanes)])
 
-    whole = row.width // 2 if row.width // 2 >= LANES else 0
+    whole = row.width // stride if row.width // stride >= LANES else 0
     if whole:
-        for_vectors(whole, pairs)
-    for x in range(2 * whole, row.width):
-        if x % 2 in used:
-            T.buffer_store(buffer, row.load(index(x)), [position(x % 2, index(x // 2))])
+        for_vectors(whole, periods)
+    for x in range(stride * whole, row.width):
+        if x % stride in used:
+            T.buffer_store(buffer, row.load(index(x)), [position(x % stride, index(x // stride))])
 
 
 def clear(buffer: Any, start: Any, size: int) -> None:

@@ -1,5 +1,5 @@
-/* The decoded weights of a library that stores them compressed: made by the first context, freed with the last.
- * Included by the generated driver, which defines NAME, DECODED_BYTES and `streams`.
+/* Weights that are made of the stored ones: by the first context, freed with the last.
+ * Included by the generated driver, which defines NAME, DECODED_BYTES and make_weights().
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -13,11 +13,10 @@ static unsigned char *decoded_make(void)
     void *memory;
     if (posix_memalign(&memory, 64, (size_t)DECODED_BYTES) != 0)
         return NULL;
-    for (size_t i = 0; i < sizeof streams / sizeof *streams; ++i)
-        if (decode_stream(&streams[i], NAME(weights), memory) != 0) {
-            free(memory);
-            return NULL;
-        }
+    if (make_weights(memory) != 0) {
+        free(memory);
+        return NULL;
+    }
     return memory;
 }
 

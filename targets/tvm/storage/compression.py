@@ -29,7 +29,7 @@ def compress(program: Program, progress: Callable[[int, int, str], None]) -> tup
     total = sum(map(len, blobs))
     stored, coded = bytearray(), list[tuple[Part, bytes]]()
     places = dict[int, tuple[Place, int]]()  # by where a constant began
-    decoded = done = 0
+    decoded, done = program.decoded_bytes, 0
     for (begin, _), blob in zip(constants, blobs, strict=True):
         progress(done, total, "compress weights")
         done += len(blob)
@@ -58,13 +58,18 @@ def compress(program: Program, progress: Callable[[int, int, str], None]) -> tup
         weights=bytes(stored),
         decoded_bytes=decoded,
         streams=tuple(streams),
+        transforms=tuple(
+            dataclasses.replace(each, source=_moved_buffer(each.source, constants, places))
+            for each in program.transforms
+        ),
     )
     return rewritten, Storage(len(program.weights), len(stored), decoded, _coders(streams, in_place))
 
 
 def _constants(program: Program) -> list[tuple[int, int]]:
-    """[begin, end) of each constant that a call reads; those that overlap count as one."""
+    """[begin, end) of each constant that a call or a transform reads; those that overlap count as one."""
     buffers = [buffer for call in program.all_calls for buffer in _buffers(call)]
+    buffers += [each.source for each in program.transforms]
     ranges = sorted({(b.offset, b.offset + b.bytes) for b in buffers if b.place is Place.WEIGHTS and b.bytes})
     merged: list[tuple[int, int]] = []
     for begin, end in ranges:
@@ -82,18 +87,20 @@ def _buffers(call: KernelCall | Copy) -> tuple[Buffer, ...]:
 def _relocated(
     call: KernelCall | Copy, constants: list[tuple[int, int]], places: dict[int, tuple[Place, int]]
 ) -> KernelCall | Copy:
-    def moved(buffer: Buffer) -> Buffer:
-        if buffer.place is not Place.WEIGHTS:
-            return buffer
-        if not buffer.bytes:
-            return dataclasses.replace(buffer, offset=0)
-        begin = next(begin for begin, end in constants if begin <= buffer.offset < end)
-        place, offset = places[begin]
-        return dataclasses.replace(buffer, place=place, offset=offset + buffer.offset - begin)
-
     if isinstance(call, KernelCall):
-        return dataclasses.replace(call, arguments=tuple(map(moved, call.arguments)))
-    return Copy(moved(call.source), moved(call.destination))
+        moved = tuple(_moved_buffer(buffer, constants, places) for buffer in call.arguments)
+        return dataclasses.replace(call, arguments=moved)
+    return Copy(_moved_buffer(call.source, constants, places), _moved_buffer(call.destination, constants, places))
+
+
+def _moved_buffer(buffer: Buffer, constants: list[tuple[int, int]], places: dict[int, tuple[Place, int]]) -> Buffer:
+    if buffer.place is not Place.WEIGHTS:
+        return buffer
+    if not buffer.bytes:
+        return dataclasses.replace(buffer, offset=0)
+    begin = next(begin for begin, end in constants if begin <= buffer.offset < end)
+    place, offset = places[begin]
+    return dataclasses.replace(buffer, place=place, offset=offset + buffer.offset - begin)
 
 
 def _coders(streams: list[Stream], in_place: int) -> tuple[CoderUse, ...]:
