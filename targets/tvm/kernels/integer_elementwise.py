@@ -34,7 +34,7 @@ from graphopt.targets.tvm.kernels.requantize import (
 )
 
 VECTOR = 16  # int8 at a time
-PARALLEL_ELEMENTS = 1 << 17
+PARALLEL_ELEMENTS = 1 << 15
 BITS = 21  # of the fixed-point factors of a sum
 
 

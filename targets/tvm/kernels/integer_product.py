@@ -40,6 +40,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     vector,
     wide,
 )
+from graphopt.targets.tvm.kernels.shares import equal_parts
 from graphopt.targets.tvm.kernels.window import Window, padded_input
 
 PANEL = 16  # columns that lie side by side in the packed weights: as many int8 results as a vector holds
@@ -137,41 +138,45 @@ def _for_tiles(
     pixel: Callable[[Any, Any], Any],
     emit: Callable[[Any, int, Any, Any, int, int], None],
 ) -> None:
-    """Emit loops over panels and tiles of pixels, which are rows of `width` and differ in size by at most one."""
-    tiles = -(-width // most)
-    small, more = divmod(width, tiles)  # the first `more` tiles have one pixel more
+    """Emit loops over tasks, which are panels of a row of pixels, and over tiles, which differ in size by at most one.
+
+    A single long row is cut into parts, so that threads get equal shares whatever the number of panels.
+    """
     whole, rest = divmod(product.columns, PANEL)
+    parallel = product.macs >= PARALLEL_MACS
+    parts = equal_parts(width, most, _costs(product.columns)) if parallel and height == 1 else 1
+    part = width // parts
+    tiles = -(-part // most)
+    small, more = divmod(part, tiles)  # the first `more` tiles have one pixel more
     step = product.window.pixel_step
 
-    def rows_of(panel: Any, columns: int, y_row: Any) -> None:
+    def rows_of(panel: Any, columns: int, y_row: Any, begin: Any) -> None:
         def run_tiles(first: int, count: int, size: int) -> None:
             if count == 0:
                 return
             with T.serial(index(count)) as number:
-                column = number * size + first
+                column = begin + (number * size + first)
                 emit(pixel(y_row, column), step, y_row * width + column, panel, columns, size)
 
         run_tiles(0, more, small + 1)
         run_tiles(more * (small + 1), tiles - more, small)
 
-    def task_body(panel: Any, columns: int) -> None:
-        with T.serial(index(height)) as y_row:
-            rows_of(panel, columns, y_row)
+    with (T.parallel if parallel else T.serial)(index(height * parts * product.panels)) as task:
+        row, panel = task // product.panels, task % product.panels
+        y_row, begin = (row, index(0)) if parts == 1 else (index(0), row * part)
+        if not rest or not whole:
+            rows_of(panel, rest or PANEL, y_row, begin)
+        else:
+            with T.If(panel < whole):
+                with T.Then():
+                    rows_of(panel, PANEL, y_row, begin)
+                with T.Else():
+                    rows_of(index(whole), rest, y_row, begin)
 
-    loop = T.parallel if product.macs >= PARALLEL_MACS else T.serial
-    if height > 1:
-        with loop(index(height)) as y_row:
-            if whole:
-                with T.serial(index(whole)) as panel:
-                    rows_of(panel, PANEL, y_row)
-            if rest:
-                rows_of(index(whole), rest, y_row)
-        return
-    if whole:
-        with (loop if whole > 1 else T.serial)(index(whole)) as panel:
-            task_body(panel, PANEL)
-    if rest:
-        task_body(index(whole), rest)
+
+def _costs(columns: int) -> list[int]:
+    """The columns of each panel."""
+    return [min(PANEL, columns - first) for first in range(0, columns, PANEL)]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.tvm.kernels.requantize import index
 
+PARALLEL_BYTES = 1 << 17  # of a padded copy; below, waking a thread costs more than it saves
+
 
 @dataclass(frozen=True)
 class Window:
@@ -131,7 +133,7 @@ def _copy(window: Window, x: Any, overrun: int) -> Any:
         start = image * (padded_height * row_bytes)
         if top:
             fill(start, top * row_bytes)
-        with T.serial(index(height)) as row:
+        with (T.parallel if size >= PARALLEL_BYTES else T.serial)(index(height)) as row:
             to = start + (row + top) * row_bytes
             if left:
                 fill(to, left * channels)
