@@ -23,7 +23,7 @@ from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
-from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.factorize.low_rank import Directions, directions
 from graphopt.passes.factorize.ranks import Candidate, Saving, by_energy, by_loss, candidate, cost
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.factorize.splitting import split
@@ -145,7 +145,7 @@ class Factorize(Pass):
                 declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
             result = candidate(
                 each,
-                directions(each.matrix, covariance if self.whitened else None),
+                _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None),
                 kernels,
                 self.saving,
                 self.multiple or (context.target.channel_multiple if context.target is not None else 1),
@@ -265,6 +265,12 @@ def _spread(layer: Layer, reader: Reader | None) -> tuple[Array | None, Array | 
     mean: Array = reader.mean[0]
     centred = reader.gram[0] - np.outer(mean, mean)
     return centred, mean
+
+
+def _directions(layer: Layer, reader: Reader | None, covariance: Array | None) -> Directions:
+    """Of the layer's output; G of one that has no bias is not about the mean."""
+    mean = None if reader is None or layer.biased else reader.mean[0]
+    return directions(layer.matrix, covariance, mean)
 
 
 def _of_rank(rank: int) -> Constraint:

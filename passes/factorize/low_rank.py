@@ -22,15 +22,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Directions:
-    """Of a layer's output: `vectors` [outputs, count], the strongest first, and the energy [count] along each."""
+    """Of a layer's output: `vectors` [outputs, count], the strongest first, and the energy [count] along each.
+
+    varying: the energy about the mean. What an output always is says nothing: softmax, for one, takes no notice of it.
+    """
 
     vectors: Array
     energy: Array
+    varying: float
 
     def lost(self, rank: int) -> float:
-        """The fraction of the energy outside of the first `rank` directions."""
-        whole = float(self.energy.sum())
-        return float(self.energy[rank:].sum()) / whole if whole > 0 else 0.0
+        """The energy outside of the first `rank` directions, as a fraction of what varies."""
+        outside = float(self.energy[rank:].sum())
+        return outside / self.varying if self.varying > 0 else float(outside > 0)
 
     def projected(self, matrix: Array, rank: int) -> Array:
         """P Pᵀ W for W [outputs, features]."""
@@ -39,17 +43,19 @@ class Directions:
         return result
 
 
-def directions(matrix: Array, covariance: Array | None) -> Directions:
+def directions(matrix: Array, covariance: Array | None, mean: Array | None = None) -> Directions:
     """Eigenvectors of W G Wᵀ.
 
     Args:
         matrix: W, [outputs, features].
         covariance: G, [features, features]; None for I.
+        mean: of the input, where G is not about it.
     """
     wide = matrix.astype(np.float64)
     spread = wide @ wide.T if covariance is None else wide @ covariance @ wide.T
     energy, vectors = np.linalg.eigh((spread + spread.T) / 2)
-    return Directions(vectors[:, ::-1], np.maximum(energy[::-1], 0.0))
+    constant = 0.0 if mean is None else float(np.square(wide @ mean).sum())
+    return Directions(vectors[:, ::-1], np.maximum(energy[::-1], 0.0), max(float(np.trace(spread)) - constant, 0.0))
 
 
 def factors(matrix: Array, rank: int) -> tuple[Array, Array]:

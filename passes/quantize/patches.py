@@ -41,7 +41,7 @@ def to_matrix(node: ir.Node, weight: Array) -> Array:
 def from_matrix(node: ir.Node, matrix: Array, shape: tuple[int, ...]) -> Array:
     """The inverse of `to_matrix`; `shape` is that of the weight."""
     if node.op_type == "Conv":
-        return matrix.reshape(shape)
+        return np.ascontiguousarray(matrix.reshape(shape))  # a view in another order cannot be handed to a runtime
     return np.ascontiguousarray(matrix[0] if _is_transposed(node) else matrix[0].T)
 
 

@@ -23,6 +23,7 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.factorize.factorize import Factorize
 from graphopt.passes.prune.prune_channels import PruneChannels
+from graphopt.passes.quantize.patches import from_matrix, to_matrix
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import TARGETS
@@ -247,6 +248,15 @@ def test_each_kind_of_saving_is_met(saving: str) -> None:
         before, after = (total(layer_costs(model)) for model in (outcome.before, outcome.after))
         left = after.macs / before.macs if saving == "macs" else after.weight_bytes / before.weight_bytes
         assert left == pytest.approx(float(outcome.result.statistics[f"{saving}-left"]), abs=0.01)
+
+
+def test_refitted_weights_are_in_the_order_that_a_runtime_takes() -> None:
+    """ONNX Runtime refuses large initializers whose numbers lie in another order."""
+    model = parse(HEAD + "g (float[1,16,5,5] x) => (float[1,24,5,5] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w) }",
+                  w=weight(24, 16, 3, 3))  # fmt: skip
+    node = model.graph.node(0)
+    turned = np.asfortranarray(to_matrix(node, weight(24, 16, 3, 3))[0])[None]
+    assert from_matrix(node, turned, (24, 16, 3, 3)).astype(np.float32).flags.c_contiguous
 
 
 def test_ranks_by_energy() -> None:
