@@ -70,11 +70,19 @@ def network() -> Any:
     mean = net.layer("Flatten", [net.layer("GlobalAveragePool", [swished])])
     result = net.layer("Gemm", [mean], (10, 19), transB=1)
     large = net.layer("Conv", [narrow], (21, 19, 1, 1), bias=20000.0)  # sums beyond what a float32 holds exactly
+    windows = [  # more than four rows, a single row, and one spread out: other groups of taps
+        net.layer("Conv", [wide], (45, 1, 5, 5), group=45, pads=[2, 2, 2, 2], strides=[2, 2]),
+        net.layer("Conv", [wide], (45, 1, 1, 6), group=45),
+        net.layer("Conv", [wide], (45, 1, 2, 3), group=45, pads=[1, 0, 2, 3], dilations=[2, 2]),
+    ]
     graph = helper.make_graph(
         net.nodes,
         "network",
         [helper.make_tensor_value_info("x", onnx.TensorProto.INT8, SHAPE)],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None) for name in (swished, result, large)],
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None)
+            for name in (swished, result, large, *windows)
+        ],
         [numpy_helper.from_array(array, name) for name, array in net.arrays.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

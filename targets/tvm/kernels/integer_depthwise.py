@@ -2,7 +2,8 @@
 
 The input is int8 with channels last. Two products of a pixel and a weight are summed in int16 (`smull`, `smlal`), which
 is exact as long as no weight is -128, and then added to sums of int32 (`saddw`). The loops are plain vectors: LLVM
-finds those instructions, and others elsewhere. Neighbouring output pixels share the input that they both read.
+finds those instructions, and others elsewhere. Neighbouring output pixels share the input that they both read. Where
+the core has `sdot`, whole parts of eight channels are `depthwise_dots`.
 
 Weights are packed as [block of channels][tap of the window][channel in the block], the blocks as `blocks` says.
 """
@@ -18,6 +19,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from graphopt.targets.tvm.kernels.depthwise_dots import PART, Groups, sums_of_dots, zipped_weights
 from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     Instructions,
@@ -84,17 +86,22 @@ def depthwise_kernel(depthwise: IntegerDepthwise, instructions: Instructions) ->
         multipliers = T.arg("multipliers", T.buffer((channels,), "float32", layout=None))
         y = T.arg("y", T.buffer((math.prod(window.output) * channels,), "int8", layout=None))
         source, image = padded_input(window, x, overrun=0)
+        by_dots = instructions is Instructions.DOTPROD and depthwise.taps > 1 and channels >= PART
         row = _Row(depthwise, instructions, source, weights, bias, multipliers, y)
+        dots = _Dots(row, zipped_weights(Groups(window), channels, weights, WIDEST)) if by_dots else None
         height, width = window.output[0] * window.output[1], window.output[2]
         loop = T.parallel if height * width * channels * depthwise.taps >= PARALLEL_MACS else T.serial
         whole = channels // WIDEST
         with loop(index(height)) as y_row:
             start = T.Bind(image.pixel(y_row, index(0)))
-            if whole:
+            if dots is not None:
+                with T.serial(index(channels // PART)) as part:
+                    dots.emit(start, y_row * width, part)
+            elif whole:
                 with T.serial(index(whole)) as block:
                     row.emit(start, y_row * width, block * WIDEST, WIDEST)
             for first, lanes in blocks(channels):
-                if lanes < WIDEST:
+                if lanes < (WIDEST if dots is None else PART):
                     row.emit(start, y_row * width, index(first), lanes)
     return builder.get()
 
@@ -166,6 +173,45 @@ class _Row:
             multipliers = [self.multipliers[vector(channel + j, min(LANES, lanes))] for j in at]
             result = requantize(made, multipliers, self.depthwise.bounds, self.instructions, self.depthwise.lifted)
             store(self.y, (pixel + i) * self.depthwise.channels + channel, result, lanes)
+
+
+@dataclass(frozen=True)
+class _Dots:
+    """Rows of results of PART channels by `sdot`."""
+
+    row: _Row
+    zipped: Any  # weights
+
+    def emit(self, start: Any, pixel: Any, part: Any) -> None:
+        """One row of results for part number `part` of the channels."""
+        depthwise = self.row.depthwise
+        window, groups = depthwise.window, Groups(depthwise.window)
+        channel = T.Bind(part * PART)
+        first_weight = T.Bind(part * (len(groups.taps) * PART * LANES))
+        weights = [
+            [T.Bind(self.zipped[vector(first_weight + (number * 2 + half) * 16, 16)]) for half in range(2)]
+            for number in range(len(groups.taps))
+        ]
+        at = [vector(channel + half * LANES, LANES) for half in range(2)]
+        bias = [T.Bind(self.row.bias[lanes]) for lanes in at]
+        multipliers = [T.Bind(self.row.multipliers[lanes]) for lanes in at]
+
+        def pixels(first: int, count: int, together: int) -> None:
+            if count == 0:
+                return
+            with T.serial(index(count)) as number:
+                column = T.Bind(number * together + first)
+                origin = T.Bind(start + column * window.pixel_step + channel)
+                sums = sums_of_dots(groups, self.row.x, origin, weights, bias, together)
+                for i, totals in enumerate(sums):
+                    result = requantize(totals, multipliers, depthwise.bounds, self.row.instructions, depthwise.lifted)
+                    store(self.row.y, (pixel + column + i) * depthwise.channels + channel, result, PART)
+
+        width = window.output[2]
+        tiles = -(-width // groups.pixels)
+        small, more = divmod(width, tiles)  # the first `more` tiles have one pixel more
+        pixels(0, more, small + 1)
+        pixels(more * (small + 1), tiles - more, small)
 
 
 def _wider(value: Any, dtype: str, lanes: int) -> Any:
