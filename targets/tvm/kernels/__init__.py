@@ -10,6 +10,7 @@ from graphopt.targets.tvm.kernels import (
     direct_convolution,
     integer,
     matmul,
+    pooling,
     register_tile,
     transcendental,
     winograd,
@@ -32,6 +33,7 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
 LEGALIZE: dict[str, Callable[..., Any]] = {
     **matmul.LEGALIZE,
     **transcendental.LEGALIZE,
+    **pooling.LEGALIZE,
     "relax.nn.conv2d": legalize_conv2d,
 }
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
@@ -41,4 +43,5 @@ SCHEDULES: list[Callable[..., Any]] = [
     depthwise.schedule,
     winograd_loops.schedule,
     direct_convolution.schedule,
+    pooling.schedule,
 ]

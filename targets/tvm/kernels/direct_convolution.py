@@ -167,6 +167,19 @@ def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFu
     return epilogue.rewrite(lambda: _Loops(found, image, weights, epilogue).write())
 
 
+def copy_padded(of: Convolution, image: Any, padded: Any, plane: Any, outside: float = 0.0) -> None:
+    """Copy channel `plane` of all images to `padded`, its columns parted, with `outside` around it."""
+    start = plane * of.plane
+    clear(padded, start, of.plane, outside)
+    with T.serial(index(max(0, min(of.image[0], of.rows - of.pads[0])))) as y:
+        row = Row(image, (plane // of.channels, plane % of.channels, y), of.image[1], of.pads[1])
+
+        def place(part: int, column: Any) -> Any:
+            return start + (part * of.rows + y + of.pads[0]) * of.pitch + column
+
+        copy_row(row, padded, of.strides[1], of.parts, place)
+
+
 @dataclass(frozen=True)
 class _Loops:
     """Emits the loops of one convolution."""
@@ -183,7 +196,7 @@ class _Loops:
             padded = local_buffer("padded", of.batch * of.channels * of.plane)
             copying = T.parallel if of.batch * of.channels * of.plane >= PARALLEL_MACS else T.serial
             with copying(index(of.batch * of.channels)) as plane:
-                self.copy(padded, plane)
+                copy_padded(of, self.image, padded, plane)
         loop = T.parallel if of.macs >= PARALLEL_MACS else T.serial
         with loop(index(of.batch * of.groups * of.panels * of.result[0])) as task:
             y, panel = task % of.result[0], task // of.result[0] % of.panels
@@ -200,19 +213,6 @@ class _Loops:
                     self.row(padded, (batch, group, panel, y), of.panel)
                 with T.Else():
                     self.row(padded, (batch, group, index(whole), y), rest)
-
-    def copy(self, padded: Any, plane: Any) -> None:
-        """Copy a channel, with the padding around it."""
-        of = self.of
-        start = plane * of.plane
-        clear(padded, start, of.plane)
-        with T.serial(index(max(0, min(of.image[0], of.rows - of.pads[0])))) as y:
-            row = Row(self.image, (plane // of.channels, plane % of.channels, y), of.image[1], of.pads[1])
-
-            def place(part: int, column: Any) -> Any:
-                return start + (part * of.rows + y + of.pads[0]) * of.pitch + column
-
-            copy_row(row, padded, of.strides[1], of.parts, place)
 
     def pixel(self, padded: Any, batch: Any, channel: Any, row: Any, part: int, column: Any) -> Any:
         of = self.of

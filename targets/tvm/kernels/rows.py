@@ -66,11 +66,11 @@ def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> No
             T.buffer_store(buffer, row.load(index(x)), [position(x % stride, index(x // stride))])
 
 
-def clear(buffer: Any, start: Any, size: int) -> None:
-    """Set `size` elements to zero."""
+def clear(buffer: Any, start: Any, size: int, value: float = 0.0) -> None:
+    """Set `size` elements to `value`."""
 
     def one(j: Any, width: int) -> None:
-        vector(width, lambda lane: T.buffer_store(buffer, T.float32(0), [start + j + lane]))
+        vector(width, lambda lane: T.buffer_store(buffer, tirx.const(value, "float32"), [start + j + lane]))
 
     for_vectors(size, one)
 
