@@ -23,6 +23,7 @@ from graphopt.targets.tvm.operators.refusals import refusal
 from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
 from graphopt.targets.tvm.palettes import expand_palettes
 from graphopt.targets.tvm.quantized.dynamic import rewrite_dynamic
+from graphopt.targets.tvm.quantized.linear_operators import rewrite_linear_operators
 from graphopt.targets.tvm.quantized.rewrite import rewrite
 from graphopt.targets.tvm.quantized.stored_weights import rewrite_stored_weights
 
@@ -42,6 +43,7 @@ def prepare(model: ir.Model) -> ir.Model:
     if model.graph.opset_imports.get("", WORKING_OPSET) < OLDEST_OPSET:
         model = gir.convert_opset(model, WORKING_OPSET)
         gir.refresh_shapes(model)
+    model = rewrite_linear_operators(model)
     for _ in range(ROUNDS):
         nodes = _nodes_to_expand(model)
         if not nodes:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-_QDQ = (
-    "integer operators with their own scales have no lowering; export it as QDQ (QuantizeLinear and DequantizeLinear)"
-)
+_QDQ = "scales of more than one dimension have no lowering; export it as QDQ (QuantizeLinear and DequantizeLinear)"
 _RANDOM = "it is random, and a compiled model gives one result for one input; make the numbers an input"
 _SIZE = "the size of its result depends on the data; cut the graph in front of it and compute it yourself"
 _STRING = "strings have no kernels; compute it in front of the model"
