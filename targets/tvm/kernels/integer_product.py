@@ -45,8 +45,10 @@ from graphopt.targets.tvm.kernels.window import Window, padded_input
 
 PANEL = 16  # columns that lie side by side in the packed weights: as many int8 results as a vector holds
 GROUP = 4  # k that a lane of 32 bits holds
-CHUNK = 16  # k that a vector of the input holds
-UNROLLED = 32  # k in a run that LLVM computes without a loop
+CHUNK = 16  # bytes of a vector of weights: four k for each of four columns
+# k of a pixel that are loaded at a time. Half a vector for sdot: a core that issues in order does nothing else during a
+# load of 128 bits, and registers are left for six pixels. Four for the portable form: less code, it is slow anyway.
+CHUNKS = {Instructions.PORTABLE: GROUP, Instructions.NEON: 16, Instructions.DOTPROD: 8}
 PARALLEL_MACS = 1 << 18  # below, waking a thread costs more than it saves
 
 
@@ -113,7 +115,7 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
         y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), product.result, layout=None))
         source, image = padded_input(window, x, overrun=product.run - window.run)
         tile = _Tile(product, instructions, source, weights, bias, factors, y)
-        rows, height = _most_rows(product, instructions), window.output[0] * window.output[1]
+        rows, height = _most_rows(instructions), window.output[0] * window.output[1]
         width = window.output[2]
         if image.contiguous:  # pixels follow each other at a fixed distance: one long row
             height, width = 1, height * width
@@ -121,13 +123,13 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
     return builder.get()
 
 
-def _most_rows(product: IntegerProduct, instructions: Instructions) -> int:
-    """Pixels a tile: 6×16 sums take 24 of 32 registers with sdot; 4×8 take 16, as pairs, without.
+def _most_rows(instructions: Instructions) -> int:
+    """Pixels a tile: 5×16 sums, with sdot, take 20 of 32 registers, pixels 5; 4×8 take 16, as pairs, without.
 
-    LLVM unrolls a short run, and keeps weights in registers from tile to tile: with six pixels it spills sums.
+    With six pixels every register is taken, and LLVM spills some for a core that issues in order. Where two sdot issue
+    in a cycle there is time for the loads of either.
     """
-    unrolled = product.run <= UNROLLED
-    return 6 if instructions is Instructions.DOTPROD and not unrolled else 4
+    return 5 if instructions is Instructions.DOTPROD else 4
 
 
 def _for_tiles(
@@ -227,7 +229,7 @@ class _Tile:
             store(self.y, at + j * LANES, made, min(LANES, columns - j * LANES))
 
     def _run(self, sums: Any, start: Any, step: int, weights: Any) -> None:
-        chunk = GROUP if self.instructions is Instructions.PORTABLE else CHUNK  # less code: it is slow anyway
+        chunk = CHUNKS[self.instructions]
         whole, rest = divmod(self.product.run, chunk)
         if whole:
             with T.serial(index(whole)) as k:
@@ -240,6 +242,7 @@ class _Tile:
             groups -= size
 
     def _chunk(self, sums: Any, start: Any, step: int, weights: Any, groups: int) -> None:
+        keep_in_memory(self.instructions)  # else the loads of the next chunks move up here, and sums to the stack
         pixels = []
         for i in range(sums.rows):
             loaded = self.x[vector(start + i * step, groups * GROUP)]
