@@ -6,7 +6,14 @@ for [M, K]·[K, N]; N' and M' are padded to the tile. A convolution has a place 
 numbers in a patch. The first term is a vector fused multiply-add of 4 lanes each cycle, the second writes a number,
 the third is weights that only one row uses, the last is the call. The constants are a fit to cycles that armcount
 estimates for 24 layers on cortex-a76, each compiled alone; `docs/adr/0014-factorization.md` lists them, with errors of
-8 % at most. Other cores differ by a factor that cancels, since estimates are only compared. Cache misses are not in it.
+8 % at most.
+
+A window of 3×3 without strides and dilations is computed by Winograd's F(4×4, 3×3) where that takes less (ADR 15):
+
+    cycles ≈ 0.256 · 36 T C N' + (260 C + 230 N) V + 0.6 · M C + 55
+
+for T tiles of 4×4 places in V vectors of 4 tiles in a line, and C channels. Other cores differ by a factor that cancels
+where estimates are compared. Cache misses are not in it.
 """
 
 from __future__ import annotations
@@ -17,6 +24,8 @@ _PER_PRODUCT = 0.256 * 4  # of one vector of 4 lanes
 _PER_OUTPUT = 0.290
 _PER_LONE_WEIGHT = 0.034
 _PER_CALL = 55.0
+_PER_TILES_READ, _PER_TILES_WRITTEN, _PER_COPY = 260.0, 230.0, 0.6  # of a channel of 4 tiles; of an element
+_TILE, _PRODUCTS, _WINDOW = 4, 36, 9
 _FLOAT_BITS = 32
 _ROWS = 4  # places that a tile has at least
 
@@ -36,6 +45,20 @@ class Kernels:
     def of_products(self, macs: float) -> float:
         """What `macs` multiply-accumulates take in whole tiles."""
         return _PER_PRODUCT * macs / self.lanes
+
+    def winograd(self, rows: int, channels: int, outputs: int, line: int) -> float:
+        """Of a 3×3 window, of stride 1, over `channels` of a picture with `rows` places in lines of `line`."""
+        wide = -(-outputs // self.multiple) * self.multiple
+        high, long = -(-(rows // line) // _TILE), -(-line // _TILE)
+        vectors = high * -(-long // self.lanes)
+        transforms = vectors * (_PER_TILES_READ * channels + _PER_TILES_WRITTEN * outputs)
+        products = self.of_products(_PRODUCTS * high * long * channels * wide)
+        return products + transforms + _PER_COPY * rows * channels + _PER_CALL
+
+    def window(self, rows: int, features: int, outputs: int, line: int, *, winograd: bool) -> float:
+        """Of a convolution, in the way that takes less of those that serve it."""
+        direct = self.cycles(rows, features, outputs, line)
+        return min(direct, self.winograd(rows, features // _WINDOW, outputs, line)) if winograd else direct
 
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         """Of a product of [rows, features] and [features, outputs].

@@ -32,6 +32,7 @@ class Layer:
 
     matrix: W, [outputs, features], float64. places: how many columns it multiplies in one run.
     line: places in one line of a picture, where a window covers several; else 0.
+    winograd: whether it is a window that Winograd's algorithm serves.
     biased: whether a constant takes up a mean, or may.
     """
 
@@ -39,6 +40,7 @@ class Layer:
     matrix: Array
     places: int
     line: int
+    winograd: bool
     biased: bool
 
     @property
@@ -122,4 +124,10 @@ def _layer(node: ir.Node, weight: Array) -> Layer:
     line = shape[-1] if node.op_type == "Conv" and prod(weight.shape[2:]) > 1 else 0
     has_bias = len(node.inputs) > 2 and constant(node.inputs[2]) is not None
     biased = node.op_type == "Conv" or (node.op_type == "Gemm" and has_bias)
-    return Layer(node, matrix, prod(shape) // matrix.shape[0], line, biased)
+    return Layer(node, matrix, prod(shape) // matrix.shape[0], line, _is_winograd(node, weight), biased)
+
+
+def _is_winograd(node: ir.Node, weight: Array) -> bool:
+    ones = (1, 1)
+    steps = [tuple(node.attributes.get_ints(name, ones)) for name in ("strides", "dilations")]
+    return node.op_type == "Conv" and weight.shape[2:] == (3, 3) and steps == [ones, ones]

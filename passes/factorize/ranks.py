@@ -54,8 +54,9 @@ def cost(layer: Layer, rank: int | None, kernels: Kernels, saving: Saving) -> fl
     if saving is Saving.BYTES:
         return 4.0 * elements
     if rank is None:
-        return kernels.cycles(layer.places, features, outputs, layer.line)
-    return kernels.cycles(layer.places, features, rank, layer.line) + kernels.cycles(layer.places, rank, outputs)
+        return kernels.window(layer.places, features, outputs, layer.line, winograd=layer.winograd)
+    first = kernels.window(layer.places, features, rank, layer.line, winograd=layer.winograd)
+    return first + kernels.cycles(layer.places, rank, outputs)
 
 
 def candidate(
