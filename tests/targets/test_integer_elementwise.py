@@ -118,6 +118,45 @@ def test_means_are_bit_exact(data: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "given"),
+    [
+        ((2, 21, 7, 6), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ((1, 9, 5, 6), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+        ((1, 17, 9), {"kernel_shape": [4], "strides": [3]}),
+        ((1, 5, 6, 6), {"kernel_shape": [6, 6]}),
+    ],
+)
+def test_average_pools_are_bit_exact(shape: tuple[int, ...], given: dict[str, Any]) -> None:
+    random = np.random.default_rng(0)
+    q, y = Activation(np.uint8, 0.07, 100), Activation(np.int8, 0.03, -11)
+    x = integers(random, q, shape)
+    found = compute(operator_model("AveragePool", [(q, shape)], y, {}, **given), {"x0": x})
+    kernel, rank = given["kernel_shape"], len(shape) - 2
+    pads = given.get("pads", [0] * (2 * rank))
+    around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+    shifted = np.pad(x.astype(np.int64) - q.zero_point, around)
+    windows = np.lib.stride_tricks.sliding_window_view(shifted, kernel, tuple(range(2, rank + 2)))
+    steps = tuple(slice(None, None, step) for step in given.get("strides", [1] * rank))
+    sums = windows[(slice(None), slice(None), *steps)].sum(tuple(range(-rank, 0)))
+    multiplier = np.float32(float(np.float32(q.scale)) / (float(np.float32(y.scale)) * math.prod(kernel)))
+    np.testing.assert_array_equal(found, requantized(sums, float(multiplier), y))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "its windows at the border average fewer elements"),
+        ({"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, "its windows may reach beyond the image"),
+        ({"kernel_shape": [6, 6]}, "its window has 36 elements"),
+    ],
+)
+def test_average_pools_without_a_kernel_stay_in_float_with_the_reason(given: dict[str, Any], reason: str) -> None:
+    q = Activation(np.int8, 0.07, 3)
+    (left,) = prepare(operator_model("AveragePool", [(q, (1, 3, 7, 7))], q, {}, **given)).meta[LEFT_IN_FLOAT]
+    assert left.name == "layer" and left.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
     ("operator", "given"),
     [("Sigmoid", {}), ("HardSwish", {}), ("LeakyRelu", {"alpha": 0.2}), ("Tanh", {}), ("Relu", {})],
 )

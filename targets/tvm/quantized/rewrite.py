@@ -17,6 +17,7 @@ from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
 from graphopt.targets.tvm.quantized.elementwise import FUNCTIONS, rewrite_binary, rewrite_function, rewrite_mean
 from graphopt.targets.tvm.quantized.float_results import OPERATORS, rewrite_to_float
 from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, rewrite_movement
+from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
@@ -24,6 +25,7 @@ CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     **dict.fromkeys(MOVEMENTS, rewrite_movement),
     **dict.fromkeys(("Add", "Mul", "Sub"), rewrite_binary),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), rewrite_mean),
+    "AveragePool": rewrite_average_pool,
     "Concat": rewrite_concat,
     "Conv": rewrite_convolution,
     "Gemm": rewrite_matrix_product,
