@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import tirx
-from tvm.ir.expr import TensorLoad
+from tvm import s_tir, tirx
+from tvm.ir.expr import Call, TensorLoad
 
 Scope = list[tuple[Any, np.ndarray]]
 OPERATIONS: dict[type, Any] = {
@@ -46,11 +46,15 @@ def out_of_bounds(function: tirx.PrimFunc) -> list[str]:
             known = list(scope)
             for inner in s.seq:
                 walk(inner, known, runs)
-                if isinstance(inner, tirx.Bind) and str(inner.value.ty.dtype).startswith("int"):
+                # bits of a float are no index
+                bound = isinstance(inner, tirx.Bind) and not isinstance(inner.value, Call)
+                if bound and str(inner.value.ty.dtype).startswith("int"):
                     known.append((inner.var, _value(inner.value, known)))
         elif isinstance(s, tirx.For):
             outer = [(variable, array[..., None]) for variable, array in scope]
             walk(s.body, [*outer, (s.loop_var, np.arange(int(s.extent)))], np.asarray(runs)[..., None])
+        elif isinstance(s, s_tir.SBlockRealize):
+            walk(s.block.body, scope, runs)
         elif isinstance(s, tirx.IfThenElse):
             condition = _value(s.condition, scope)
             walk(s.then_case, scope, runs & condition)

@@ -1,0 +1,149 @@
+"""Softmax of float32 along the last axis, a row at a time: its maximum, exponentials and their sum, one division.
+
+    y[i] = e(x[i] − max x) · (1 / Σ_j e(x[j] − max x))
+
+The exponential is a power of 2 and a polynomial. With n = rint(x / ln 2) and r = x − n ln 2, which lies in ±0.3467,
+
+    e(x) = 2ⁿ · (1 + r + r² (c₂ + c₃ r + c₄ r² + c₅ r³))
+
+The coefficients are minimax in the relative error (by Lawson's iteration), 1.1e-7 at most before rounding; a test holds
+the result to 3e-7. ln 2 is split in two so that n ln 2 is exact without a fused multiply-add (W. Cody and W. Waite,
+Software manual for the elementary functions, 1980, chapter 6). Below −87.3 the result is that of −87.3, about 1e-38.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from graphopt.targets.tvm.kernels.epilogue import index
+from graphopt.targets.tvm.kernels.rows import LANES, for_each, local_buffer
+
+PARALLEL_ELEMENTS = 1 << 14  # below, waking a thread costs more than it saves
+VECTORS = 4  # at a time: independent maxima and sums
+
+_LEAST = -87.3
+_ROUNDER = 12582912.0  # 1.5 · 2²³: a sum with it has no fraction, and its lowest bits hold the integer
+_ROUNDER_BITS = 0x4B400000
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_COEFFICIENTS = (0.4999923, 0.16667115, 0.04189033, 0.0083125)
+
+
+def softmax_kernel(rows: int, length: int) -> tirx.PrimFunc:
+    """The kernel. Parameters, both flat: x float32 [rows · length], y."""
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((rows * length,), "float32", layout=None))
+        y = T.arg("y", T.buffer((rows * length,), "float32", layout=None))
+        with T.sblock("root"):  # TVM looks for one in a kernel of one input
+            loop = T.parallel if rows > 1 and rows * length >= PARALLEL_ELEMENTS else T.serial
+            with loop(index(rows)) as row:
+                _row(x, y, T.Bind(row * length), length)
+    return builder.get()
+
+
+def _row(x: Any, y: Any, start: Any, length: int) -> None:
+    largest = local_buffer("largest", VECTORS * LANES)
+    sums = local_buffer("sums", VECTORS * LANES)
+    for v in range(VECTORS):
+        T.buffer_store(largest, _splat(tirx.const(-math.inf, "float32")), [_at(v * LANES)])
+        T.buffer_store(sums, _splat(tirx.const(0, "float32")), [_at(v * LANES)])
+
+    def widen(i: Any, lanes: int, v: int) -> None:
+        at = index(v * LANES) if lanes == 1 else _at(v * LANES)
+        T.buffer_store(largest, tirx.Max(largest[at], x[_of(start + i, lanes)]), [at])
+
+    _for_all(length, widen)
+    top = _reduced(largest, tirx.Max)
+
+    def exponential(i: Any, lanes: int, v: int) -> None:
+        at = index(v * LANES) if lanes == 1 else _at(v * LANES)
+        made = _exponential(x[_of(start + i, lanes)] - _splat(top, lanes), lanes)
+        T.buffer_store(y, made, [_of(start + i, lanes)])
+        T.buffer_store(sums, sums[at] + made, [at])
+
+    _for_all(length, exponential)
+    scale = T.Bind(tirx.const(1, "float32") / _reduced(sums, lambda a, b: a + b))
+
+    def divide(i: Any, lanes: int, _: int) -> None:
+        at = _of(start + i, lanes)
+        T.buffer_store(y, y[at] * _splat(scale, lanes), [at])
+
+    _for_all(length, divide)
+
+
+def _for_all(length: int, body: Any) -> None:
+    """Emit `body(first, lanes, v)` for all elements: several vectors at a time, then vectors, then single ones."""
+    block = VECTORS * LANES
+    whole, vectors = length // block, length % block // LANES
+    if whole:
+
+        def several(number: Any) -> None:
+            for v in range(VECTORS):
+                body(number * block + v * LANES, LANES, v)
+
+        for_each(whole, several)
+    for v in range(vectors):
+        body(index(whole * block + v * LANES), LANES, v)
+    for i in range(length - length % LANES, length):
+        body(index(i), 1, 0)
+
+
+def _reduced(buffer: Any, function: Any) -> Any:
+    """The elements of all vectors in one."""
+    found = buffer[_at(0)]
+    for v in range(1, VECTORS):
+        found = function(found, buffer[_at(v * LANES)])
+    T.buffer_store(buffer, found, [_at(0)])
+    one, two = (function(buffer[index(i)], buffer[index(i + 2)]) for i in range(2))
+    return T.Bind(function(one, two))
+
+
+def _exponential(x: Any, lanes: int) -> Any:
+    """e to the power of x, not above 0."""
+
+    def constant(value: float) -> Any:
+        return _splat(tirx.const(value, "float32"), lanes)
+
+    x = T.Bind(tirx.Max(x, constant(_LEAST)))
+    shifted = T.Bind(x * constant(1 / math.log(2)) + constant(_ROUNDER))
+    integer = "int32" if lanes == 1 else f"int32x{lanes}"
+    number = "float32" if lanes == 1 else f"float32x{lanes}"
+    bits = T.Bind(tirx.reinterpret(integer, shifted))
+    # by integers: TVM simplifies a + b - b to a, floats or not
+    n = T.Bind(tirx.Cast(number, bits - _splat(tirx.const(_ROUNDER_BITS, "int32"), lanes)))
+    r = T.Bind(x - n * constant(_LN2_HIGH) - n * constant(_LN2_LOW))
+    square = T.Bind(r * r)
+    c2, c3, c4, c5 = map(constant, _COEFFICIENTS)
+    inner = c2 + c3 * r + square * (c4 + c5 * r)
+    power = T.Bind(constant(1) + r + square * inner)
+    exponent = bits << _splat(tirx.const(23, "int32"), lanes)
+    return T.Bind(tirx.reinterpret(number, tirx.reinterpret(integer, power) + exponent))
+
+
+def _splat(value: Any, lanes: int = LANES) -> Any:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def _at(start: int) -> Any:
+    return tirx.Ramp(index(start), index(1), LANES)
+
+
+def _of(start: Any, lanes: int) -> Any:
+    return start if lanes == 1 else tirx.Ramp(start, index(1), lanes)
+
+
+def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None:
+    """relax.nn.softmax of float32 along the last axis as the kernel; None for others."""
+    shape = call.ty.shape
+    axis = int(call.attrs.axis)
+    static = shape is not None and all(isinstance(extent, tirx.IntImm) and int(extent) > 0 for extent in shape)
+    if str(call.ty.dtype.dtype) != "float32" or not static or axis not in (-1, len(shape) - 1):
+        return None
+    sizes = [int(extent) for extent in shape]
+    kernel = builder.add_func(softmax_kernel(math.prod(sizes[:-1]), sizes[-1]), "softmax")
+    return relax.call_tir(kernel, [call.args[0]], call.ty)
