@@ -22,6 +22,7 @@ from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.lower import Lowered, Value, lower
 from graphopt.targets.tvm.memory_plan import Lifetime, plan
 from graphopt.targets.tvm.native_warnings import without_native_warnings
+from graphopt.targets.tvm.parts import lifetimes, make_in_place, whole
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import (
     ALIGNMENT,
@@ -69,7 +70,7 @@ class TvmBackend:
             with tvm_target:  # some weights are packed at once, as the core's kernels read them
                 module = import_model(model)
             clock.start("fuse operators")
-            lowered = lower(module, tvm_target)
+            lowered = make_in_place(lower(module, tvm_target))
             clock.start("schedule kernels")
             scheduled = schedule_all(lowered.functions, target, f"{name}_kernel")
             clock.start(f"compile {sum(len(lot.functions) for lot in scheduled)} kernels")
@@ -154,32 +155,27 @@ def assemble(
             places[output] = buffer
         else:
             copies.append((output, buffer))
-    lifetimes: list[Lifetime] = []
-    slots: dict[Value | tuple[int, int], int] = {}
-    last_read = {value: i for i, call in enumerate(lowered.calls) for value in call.inputs}
+    held: dict[Value | tuple[int, int], Lifetime] = dict(lifetimes(lowered, lowered.parts).items())
     for i, call in enumerate(lowered.calls):
-        for value in call.outputs:
-            if value not in places:
-                slots[value] = len(lifetimes)
-                lifetimes.append(Lifetime(value.bytes, i, last_read.get(value, i)))
         for k, size in enumerate(kernels[symbols[call.function]].scratch):
-            slots[i, k] = len(lifetimes)
-            lifetimes.append(Lifetime(size, i, i))
-    offsets, arena_bytes = plan(lifetimes, ALIGNMENT)
+            held[i, k] = Lifetime(size, i, i)
+    planned, arena_bytes = plan(list(held.values()), ALIGNMENT)
+    offsets = dict(zip(held, planned, strict=True))
 
     def place(value: Value) -> Buffer:
         if value.kind == "input":
             return Buffer(Place.INPUT, value.index, 0, value.bytes)
         if value.kind == "constant":
             return Buffer(Place.WEIGHTS, 0, constants[value.index], value.bytes)
-        return places.get(value) or Buffer(Place.ARENA, 0, offsets[slots[value]], value.bytes)
+        of, within = whole(value, lowered.parts)
+        return places.get(value) or Buffer(Place.ARENA, 0, offsets[of] + within, value.bytes)
 
     made = _WinogradMemory()
     names = _node_names(model)
     steps: list[KernelCall | Copy] = []
     for i, call in enumerate(lowered.calls):
         kernel = kernels[symbols[call.function]]
-        scratch = [Buffer(Place.ARENA, 0, offsets[slots[i, k]], size) for k, size in enumerate(kernel.scratch)]
+        scratch = [Buffer(Place.ARENA, 0, offsets[i, k], size) for k, size in enumerate(kernel.scratch)]
         arguments = [*map(place, call.inputs), *map(place, call.outputs), *scratch]
         if kernel.winograd is not None:
             position, *form = kernel.winograd

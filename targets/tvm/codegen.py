@@ -50,8 +50,25 @@ def compile_kernels(functions: dict[str, tirx.PrimFunc], target: tvm.target.Targ
 
     Raises UnsupportedError for a function that calls back into TVM's runtime.
     """
-    kernels = []
     bound = target.with_host(target)
+    lowered, kernels = lower_kernels(functions, bound)
+    module = tvm.IRModule(lowered)
+    module = tirx.transform.FP8StorageLegalize()(module)
+    module = tirx.transform.BF16StorageLegalize()(module)
+    module = tirx.transform.LowerTVMBuiltin()(module)
+    module = tirx.transform.LowerIntrin()(module)
+    tvm.get_global_func("target.build.llvm")(module, bound).write_to_file(str(path))
+    return kernels
+
+
+def lower_kernels(
+    functions: dict[str, tirx.PrimFunc], bound: tvm.target.Target
+) -> tuple[dict[str, tirx.PrimFunc], list[Kernel]]:
+    """Scheduled PrimFuncs as plain functions of pointers, by symbol, and their scratch buffers: all but LLVM's part.
+
+    bound: the target, with itself as its host.
+    """
+    kernels = []
     lowered = {}
     for symbol, function in functions.items():
         module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
@@ -61,13 +78,7 @@ def compile_kernels(functions: dict[str, tirx.PrimFunc], target: tvm.target.Targ
         lowered[symbol] = plain
         mark = function.attrs.get(WEIGHTS) if function.attrs else None
         kernels.append(Kernel(symbol, scratch, None if mark is None else tuple(map(int, mark))))
-    module = tvm.IRModule(lowered)
-    module = tirx.transform.FP8StorageLegalize()(module)
-    module = tirx.transform.BF16StorageLegalize()(module)
-    module = tirx.transform.LowerTVMBuiltin()(module)
-    module = tirx.transform.LowerIntrin()(module)
-    tvm.get_global_func("target.build.llvm")(module, bound).write_to_file(str(path))
-    return kernels
+    return lowered, kernels
 
 
 def _lower_to_flat_loops(module: tvm.IRModule) -> tvm.IRModule:

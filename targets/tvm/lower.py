@@ -42,6 +42,8 @@ class Lowered:
     calls: list[Call] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    # Values that are made as a part of another: which, and where in it, in bytes (parts.py).
+    parts: dict[Value, tuple[Value, int]] = field(default_factory=dict)
 
 
 def lower(module: tvm.IRModule, target: tvm.target.Target) -> Lowered:

@@ -14,6 +14,7 @@ from graphopt.targets.tvm import codegen
 from graphopt.targets.tvm.backend import assemble
 from graphopt.targets.tvm.importer import import_model
 from graphopt.targets.tvm.lower import lower
+from graphopt.targets.tvm.parts import make_in_place
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import Program
 from graphopt.targets.tvm.schedule import schedule
@@ -31,7 +32,7 @@ def compile_program(model: ir.Model, path: Path, symbol: str) -> Program:
     gir.refresh_shapes(model)
     model = prepare(model)
     target = codegen.tvm_target(HOST)
-    lowered = lower(import_model(model), target)
+    lowered = make_in_place(lower(import_model(model), target))
     symbols = {function: f"{symbol}_{i}" for i, function in enumerate(lowered.functions)}
     functions = {symbols[key]: schedule(function, HOST) for key, function in lowered.functions.items()}
     kernels = codegen.compile_kernels(functions, target, path) if functions else []

@@ -17,6 +17,7 @@ from graphopt.targets.tvm import codegen
 from graphopt.targets.tvm.backend import assemble
 from graphopt.targets.tvm.importer import import_model
 from graphopt.targets.tvm.lower import Lowered, lower
+from graphopt.targets.tvm.parts import make_in_place
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.program import Program
 from graphopt.targets.tvm.schedule import schedule
@@ -35,7 +36,7 @@ def lowered(model: ir.Model, target: TargetDescription = HOST) -> Lowered:
     made = codegen.tvm_target(target)
     with made:
         module = import_model(prepare(model))
-    return lower(module, made)
+    return make_in_place(lower(module, made))
 
 
 def program(model: ir.Model, path: Path, *, scheduled: bool = True) -> Program:

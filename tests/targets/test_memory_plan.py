@@ -39,6 +39,16 @@ def test_a_chain_needs_only_its_two_largest_neighbours() -> None:
     assert plan(chain, 64) == ([0, 640] * 5, 1280)
 
 
+def test_what_the_largest_first_places_badly_is_moved() -> None:
+    """Three LSTMs between products: largest first leaves a gap that no later buffer fits."""
+    sizes = [(1536, 0, 1), (32768, 1, 2), (8192, 2, 3), (256, 2, 2), (256, 2, 2), (8192, 3, 4), (32768, 4, 5)]
+    sizes += [(8192, 5, 6), (256, 5, 5), (256, 5, 5), (8192, 6, 7), (32768, 7, 8), (8192, 8, 9), (256, 8, 8)]
+    lifetimes = [Lifetime(*row) for row in (*sizes, (256, 8, 8), (8192, 9, 10), (256, 10, 11))]
+    offsets, arena = plan(lifetimes, 64)
+    assert arena == lower_bound(lifetimes) == 41472
+    assert (offsets, arena) == plan(lifetimes, 64)  # the same each time
+
+
 def test_nothing_needs_no_arena() -> None:
     assert plan([], 64) == ([], 0)
     assert lower_bound([]) == 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graphopt.targets.tvm.kernels import (
+    concatenation,
     depthwise,
     direct_convolution,
     integer,
@@ -34,6 +35,7 @@ LEGALIZE: dict[str, Callable[..., Any]] = {
     **matmul.LEGALIZE,
     **transcendental.LEGALIZE,
     **pooling.LEGALIZE,
+    **concatenation.LEGALIZE,
     "relax.nn.conv2d": legalize_conv2d,
 }
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
