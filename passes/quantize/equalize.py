@@ -98,3 +98,20 @@ def _stored(lanes: Lanes, pinned: Mapping[int, str]) -> Sequence[ir.Value]:
         for value, own in lanes.of.items()
         if movable[own].any() and not all(user.op_type in _BOUNDS for user in value.consumers())
     ]
+
+
+def has_linear_depthwise(graph: ir.Graph) -> bool:
+    """Whether Convs alone read some depthwise Conv: no activation bounds it, and its channels differ most in range."""
+    return any(
+        _is_depthwise(node)
+        and bool(users := node.outputs[0].consumers())
+        and not node.outputs[0].is_graph_output()
+        and all(user.op_type == "Conv" for user in users)
+        for node in graph
+    )
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type == "Conv" else None
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return weight is not None and weight.shape is not None and group > 1 and weight.shape[0] == group

@@ -17,6 +17,7 @@ from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.quantize.arithmetic import Parameters, activation_parameters
 from graphopt.passes.quantize.bias_correction import Shifts, corrected
+from graphopt.passes.quantize.equalize import Equalize, has_linear_depthwise
 from graphopt.passes.quantize.insertion import insert
 from graphopt.passes.quantize.mixed_precision import BackOff, Limit, back_off
 from graphopt.passes.quantize.opset import at_least
@@ -44,6 +45,7 @@ class Quantize(Pass):
     per_channel: bool = option(True, "a scale for each output channel of a weight")
     symmetric_activations: bool = option(False, "activations with the zero point 0")
     correct_bias: bool = option(True, "biases take up what quantization adds to the mean of a channel")
+    equalize: bool = option(True, "run equalize first if a depthwise layer has no activation behind it")
     exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
     max_drop: float | None = option(None, "accuracy (agreement) that it may cost, else layers stay in float")
     min_sqnr: float | None = option(None, "dB of signal over noise that outputs must keep, else layers stay in float")
@@ -71,6 +73,7 @@ class Quantize(Pass):
                 stacklevel=2,
             )
         converted = at_least(model, self.scheme.opset)
+        equalized = self._equalize(model, context)
         limit = Limit(context.max_drop if self.max_drop is None else self.max_drop, self.min_sqnr)
         observed: dict[str, Histogram] = {}
         shifts: Shifts = {}
@@ -84,7 +87,15 @@ class Quantize(Pass):
                 lambda: sensitivity(self, model, context, SAMPLES, observed).layers,
             )
         result = self.rewrite(model, context, held.refused, observed, shifts)
-        return replace(result, changed=result.changed or converted, statistics={**result.statistics, **held.statistics})
+        statistics = {**result.statistics, **equalized.statistics, **held.statistics}
+        return replace(result, changed=result.changed or converted or equalized.changed, statistics=statistics)
+
+    def _equalize(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Balance channels in place where one scale would serve them worst; nothing to report for other models."""
+        if not self.equalize or self.scheme is not Scheme.INT8 or not has_linear_depthwise(model.graph):
+            return PassResult(False)
+        result = Equalize().run(model, context)
+        return PassResult(result.changed, {"equalized-channels": result.statistics["equalized-channels"]})
 
     def rewrite(
         self,
@@ -131,6 +142,7 @@ class Quantize(Pass):
             )
         work = clone(model)
         at_least(work, self.scheme.opset)
+        self._equalize(work, context)
         return sensitivity(self, work, context, count, {})
 
     def _check(self, context: PassContext) -> None:
