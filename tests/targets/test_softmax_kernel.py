@@ -51,6 +51,17 @@ def test_masked_elements_become_nothing() -> None:
     np.testing.assert_allclose(run(model, {"x": x})["y"], softmax(x), rtol=1e-6, atol=1e-37)
 
 
+@pytest.mark.parametrize("length", [1, 6, 21])
+def test_rows_without_a_maximum_are_not_a_number(length: int) -> None:
+    """One NaN makes its row NaN, as do +∞ and nothing but −∞; other rows keep their values."""
+    x = np.random.default_rng(0).normal(size=(5, length)).astype(np.float32)
+    x[0, length // 2], x[1, -1], x[2], x[3, 0] = np.nan, np.nan, -np.inf, np.inf
+    text = f"{HEADER} g (float[5,{length}] x) => (float[5,{length}] y) {{ y = Softmax <axis = -1> (x) }}"
+    found = run(parse(text), {"x": x})["y"]
+    assert np.isnan(found[:4]).all()
+    np.testing.assert_allclose(found[4], softmax(x[4:])[0], rtol=1e-6)
+
+
 def test_other_axes_agree_with_onnx_runtime() -> None:
     text = f"{HEADER} g (float[2,3,5] x) => (float[2,3,5] y) {{ y = Softmax <axis = 1> (x) }}"
     x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)

@@ -9,6 +9,7 @@ The exponential is a power of 2 and a polynomial. With n = rint(x / ln 2) and r 
 The coefficients are minimax in the relative error (by Lawson's iteration), 1.1e-7 at most before rounding; a test holds
 the result to 3e-7. ln 2 is split in two so that n ln 2 is exact without a fused multiply-add (W. Cody and W. Waite,
 Software manual for the elementary functions, 1980, chapter 6). Below −87.3 the result is that of −87.3, about 1e-38.
+A row with a NaN or +∞, or of nothing but −∞, is NaN, as it is for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def _exponential(x: Any, lanes: int) -> Any:
     def constant(value: float) -> Any:
         return _splat(tirx.const(value, "float32"), lanes)
 
-    x = T.Bind(tirx.Max(x, constant(_LEAST)))
+    least = constant(_LEAST)
+    x = T.Bind(tirx.Select(x < least, least, x))  # by a comparison: NaN stays NaN, which a maximum would lose
     shifted = T.Bind(x * constant(1 / math.log(2)) + constant(_ROUNDER))
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     number = "float32" if lanes == 1 else f"float32x{lanes}"
