@@ -6,8 +6,10 @@ many go, `surgery` takes them out, and `reconstruction` refits the rest.
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -33,6 +35,7 @@ from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, opti
 Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.prune-channels.macs"  # metadata: the MACs that the model had before it was pruned
+_WIDTHS = "graphopt.prune-channels.widths"  # and the width of each group, by `_keys`, as JSON
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 _TRIALS = 5  # of ratios, to hold a limit
 
@@ -110,11 +113,13 @@ class PruneChannels(Pass):
         declined: dict[Declined, None] = {}
         original = clone(model)
         whole = channels(original.graph, hidden_width=self.hidden_width)
+        widths = {key: group.width for key, group in zip(_keys(whole.groups), whole.groups, strict=True)}
+        widths |= json.loads(model.metadata_props.get(_WIDTHS, "{}"))
         kept = np.ones(whole.count, bool)
         for step in range(1, self.steps + 1):
             found = channels(model.graph, hidden_width=self.hidden_width)
             wanted = before * (aim / before) ** (step / self.steps)
-            stays, refused = plan._choose(model, found, wanted, context)
+            stays, refused = plan._choose(model, found, wanted, widths, context)
             declined |= dict.fromkeys(refused)
             if stays.all():
                 break
@@ -130,6 +135,7 @@ class PruneChannels(Pass):
         after = Budget(model.graph, channels(model.graph)).total
         if gone and start:
             model.metadata_props.setdefault(_RECORD, repr(start))
+            model.metadata_props[_WIDTHS] = json.dumps(widths, sort_keys=True)
         statistics |= {"units-removed": gone, "macs-left": round(after / start, 4) if start else 1.0}
         if after > aim * (1 + _CLOSE) and gone:
             statistics["short-of-target"] = round(after / start - 1 + self.ratio, 4)
@@ -157,18 +163,19 @@ class PruneChannels(Pass):
         return replace(self, importance=importance, allocation=allocation, reconstruct=False)
 
     def _choose(
-        self, model: ir.Model, found: Channels, target: float, context: PassContext
+        self, model: ir.Model, found: Channels, target: float, widths: Mapping[str, int], context: PassContext
     ) -> tuple[Array, tuple[Declined, ...]]:
-        """The units that stay, bool [count], so that `target` MACs are left."""
+        """The units that stay, bool [count], so that `target` MACs are left. `widths` before pruning, by `_keys`."""
         groups, declined = self._free(found)
         budget = Budget(model.graph, found)
         multiple = self.multiple or (context.target.channel_multiple if context.target is not None else 1)
         measured, refused = self._observed(model, groups, found, context)
         rng = context.rng()
+        before = {id(group): widths.get(key) for key, group in zip(_keys(found.groups), found.groups, strict=True)}
         candidates = [
             Candidate(
                 rank(group, found, measured, self.importance, rng),
-                levels(group.width, least=self.least, multiple=multiple),
+                levels(group.width, least=self.least, multiple=multiple, before=before[id(group)]),
             )
             for group in groups
         ]
@@ -218,6 +225,16 @@ class PruneChannels(Pass):
         few = context.calibration.first(self.measured)
         found = losses(model, groups, candidates, measured, few, context.progress, refit=self.reconstruct)
         return by_loss(candidates, found, budget, kept, target)
+
+
+def _keys(groups: Sequence[Group]) -> list[str]:
+    """A name for each group that stays the same when units go: its layer, and the how-manieth of that layer it is."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for group in groups:
+        keys.append(f"{group.name}#{seen[group.name]}")
+        seen[group.name] += 1
+    return keys
 
 
 def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> None:

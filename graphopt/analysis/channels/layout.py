@@ -250,17 +250,18 @@ def space_to_depth(node: ir.Node, state: Labelling) -> None:
 
 
 def shape(node: ir.Node, state: Labelling) -> None:
-    """The shape may be read where no size of a labelled axis is looked at."""
-    readers = node.outputs[0].consumers()
-    taken: set[int] = set()
-    for reader in readers:
-        indices = constant(reader.inputs[1]) if reader.op_type == "Gather" else None
-        if indices is None:
-            return
-        taken |= {int(index) for index in indices.reshape(-1)}
+    """The shape may be read where no size of a labelled axis is looked at. It may be of a stretch of the axes alone."""
     rank = _rank(node.inputs[0])
     if node.outputs[0].is_graph_output() or rank is None:
         return
+    end = node.attributes.get_int("end", rank)
+    told = range(rank)[node.attributes.get_int("start", 0) : end]
+    taken: set[int] = set()
+    for reader in node.outputs[0].consumers():
+        indices = constant(reader.inputs[1]) if reader.op_type == "Gather" else None
+        if indices is None:
+            return
+        taken |= {told[int(index)] for index in indices.reshape(-1)}
     for axis in _labelled(node, state):
-        if axis not in {index % rank for index in taken}:
+        if axis not in taken:
             state.claim(node, 0, axis)

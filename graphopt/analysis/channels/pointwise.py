@@ -13,7 +13,9 @@ from graphopt.ir.reading import axes_of, constant, is_standard
 
 
 def unary(node: ir.Node, state: Labelling) -> None:
-    """All axes of the first input pass; the others are scalars."""
+    """All axes of the first input pass; the others are scalars. A Dropout's mask counts them, and is left alone."""
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return
     value = node.inputs[0]
     for axis in list(state.axes.get(value, {})) if value is not None else ():
         state.write(node.outputs[0], axis, state.claim(node, 0, axis))

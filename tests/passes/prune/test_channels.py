@@ -12,6 +12,7 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.channels import Channels, Role, channels
 from graphopt.analysis.execution import Session
 from graphopt.passes.prune.surgery import remove_units
+from tests.passes.harness import parse
 from tests.passes.prune.random_networks import pictures, sequences
 
 
@@ -46,6 +47,38 @@ def run(
     with Session(model) as session:
         (output,) = session.run({"x": x}).values()
     return output
+
+
+def protected(text: str) -> dict[str, tuple[str, ...]]:
+    """What protects the channels of each layer: w0 makes 6 of 3, w1 makes 2 of those."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in _WEIGHTS.items()}
+    model = parse('<ir_version: 8, opset_import: ["" : 17]> ' + text, zero=np.array(0, np.int64), **weights)
+    graph_ir.refresh_shapes(model)
+    return {group.name: group.protection for group in channels(model.graph).groups}
+
+
+_WEIGHTS = {"w0": (6, 3, 1, 1), "w1": (2, 6, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("stretch", "free"), [("", True), ("start = 1", False), ("start = -3, end = -2", False), ("start = 2", True)]
+)
+def test_a_shape_that_counts_channels_protects_them_wherever_it_starts(stretch: str, free: bool) -> None:
+    reasons = protected(
+        f"""g (float[1,3,4,4] x) => (float[1,2,4,4] y) {{
+            a = Conv(x, w0) s = Shape <{stretch}> (a) c = Gather <axis = 0> (s, zero) f = Cast <to = 1> (c)
+            b = Conv(a, w1) y = Mul(b, f) }}""".replace("<>", "")
+    )
+    assert reasons["conv_0"] == (() if free else ("Shape 'shape_1' computes across axis 1",))
+
+
+def test_a_mask_that_is_an_output_protects_what_it_masks() -> None:
+    reasons = protected(
+        """g (float[1,3,4,4] x) => (float[1,2,4,4] y, bool[1,6,4,4] k) {
+            a = Conv(x, w0) d, k = Dropout(a) y = Conv(d, w1) }"""
+    )
+    assert reasons["conv_0"] == ("Dropout 'dropout_1' computes across axis 1",)
 
 
 def check(model: ir.Model, seed: int) -> None:

@@ -182,6 +182,15 @@ def test_a_budget_that_the_floors_do_not_allow_is_met_as_far_as_they_do() -> Non
     assert outcome.result.changed and float(outcome.result.statistics["short-of-target"]) > 0.2
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_floors_are_of_the_width_before_pruning_in_every_round_and_run(steps: int) -> None:
+    pass_ = PruneChannels(ratio=0.9, least=0.7, steps=steps)
+    outcome = pruned(residual(), pass_)
+    shapes = {name: value.shape for name, value in outcome.after.graph.initializers.items() if value.shape is not None}
+    assert [shapes[name][0] for name in ("w0", "w1", "w2")] == [6, 5, 6]  # 0.7 of 8, 6 and 8, rounded up
+    assert not run(pass_, outcome.after, PassContext(calibration=probe_samples(outcome.before, 0, 12))).changed
+
+
 def test_without_data_weights_decide_and_a_warning_says_so() -> None:
     model = residual()
     graph_ir.refresh_shapes(model)
