@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from graphopt.passes.quantize.arithmetic import Parameters, activation_parameter
 from graphopt.passes.quantize.bias_correction import Shifts, corrected
 from graphopt.passes.quantize.equalize import Equalize, has_linear_depthwise
 from graphopt.passes.quantize.insertion import insert
+from graphopt.passes.quantize.maxima import feeding_maxima
 from graphopt.passes.quantize.mixed_precision import BackOff, Limit, back_off
 from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.placement import Group, Plan, place
@@ -112,7 +113,7 @@ class Quantize(Pass):
         plan = self.plan(model, context, refused, observed)
         if not plan.layers:
             return PassResult(False, {"integer-layers": 0}, plan.declined)
-        parameters = self.parameters(plan, observed)
+        parameters = self.parameters(model.graph, plan, observed)
         weights = self.weights(plan, parameters)
         samples = context.calibration
         if self.correct_bias and samples is not None:
@@ -196,22 +197,30 @@ class Quantize(Pass):
         """Write the plan into the graph."""
         insert(graph, plan, parameters, weights, symmetric=self.symmetric_activations, scheme=self.scheme)
 
-    def parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
-        """The scale and zero point of each value of the plan."""
+    def parameters(self, graph: ir.Graph, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]:
+        """The scale and zero point of each value of the plan of `graph`."""
         chosen: dict[ir.Value, Parameters] = {}
+        whole = feeding_maxima(graph)
         for group in plan.groups:
-            low, high = self._range(group, observed)
+            low, high = self._range(group, observed, whole)
             parameters = activation_parameters(low, high, symmetric=self.symmetric_activations, dtype=self.scheme.dtype)
             chosen |= dict.fromkeys(group.values, parameters)
         return chosen
 
-    def _range(self, group: Group, observed: Mapping[str, Histogram]) -> tuple[float, float]:
-        """The union over what makes the numbers of the group."""
-        histograms_of = [observed[str(value.name)] for value in group.sources]
-        observer = self.scheme.observer(self.observer)
-        ranges = [range_of(each, observer, symmetric=self.symmetric_activations) for each in histograms_of]
+    def _range(
+        self, group: Group, observed: Mapping[str, Histogram], whole: Container[ir.Value]
+    ) -> tuple[float, float]:
+        """The union over what makes the numbers of the group; nothing is cut off the values in `whole`."""
+        ranges = [
+            range_of(observed[str(value.name)], self._observer(value, whole), symmetric=self.symmetric_activations)
+            for value in group.sources
+        ]
         ranges += map(self.scheme.fixed, group.fixed)
         return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+    def _observer(self, value: ir.Value, whole: Container[ir.Value]) -> Observer:
+        chosen = self.scheme.observer(self.observer)
+        return Observer.MIN_MAX if chosen is Observer.MSE and value in whole else chosen
 
 
 def _twice(model: ir.Model, layer: ir.Node) -> PassResult:

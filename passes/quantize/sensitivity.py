@@ -82,7 +82,9 @@ class Quantizer(Protocol):
         self, model: ir.Model, context: PassContext, refused: Mapping[str, str], observed: dict[str, Histogram]
     ) -> Plan: ...
 
-    def parameters(self, plan: Plan, observed: Mapping[str, Histogram]) -> dict[ir.Value, Parameters]: ...
+    def parameters(
+        self, graph: ir.Graph, plan: Plan, observed: Mapping[str, Histogram]
+    ) -> dict[ir.Value, Parameters]: ...
 
     def weights(self, plan: Plan, parameters: Mapping[ir.Value, Parameters]) -> dict[ir.Node, IntegerWeight]: ...
 
@@ -118,7 +120,7 @@ def sensitivity(
     operands = dict.fromkeys(str(value.name) for layer in plan.layers for value in layer.operand_values())
     if missing := [name for name in operands if name not in observed]:
         observed |= histograms(model, missing, samples, context.progress)
-    parameters = quantizer.parameters(plan, observed)
+    parameters = quantizer.parameters(model.graph, plan, observed)
     weights = quantizer.weights(plan, parameters)
     layers = [layer for layer in plan.layers if layer.kind is not Kind.MOVE]
     outputs = _Outputs(model)
