@@ -35,6 +35,7 @@ from graphopt.targets.tvm.kernels.requantize import (
 
 VECTOR = 16  # int8 at a time
 PARALLEL_ELEMENTS = 1 << 15
+PARALLEL_PARTS = 4  # of a table's input
 BITS = 21  # of the fixed-point factors of a sum
 
 
@@ -139,16 +140,51 @@ def mean_kernel(mean: IntegerMean, instructions: Instructions) -> tirx.PrimFunc:
     return builder.get()
 
 
-def table_kernel(table: IntegerTable, _instructions: Instructions) -> tirx.PrimFunc:
+def table_kernel(table: IntegerTable, instructions: Instructions) -> tirx.PrimFunc:
     """The kernel. Parameters, flat: x int8, the table of 256 int8, y int8."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         x = T.arg("x", T.buffer((table.size,), "int8", layout=None))
         results = T.arg("results", T.buffer((256,), "int8", layout=None))
         y = T.arg("y", T.buffer((table.size,), "int8", layout=None))
-        with T.serial(index(table.size)) as i:
-            T.buffer_store(y, results[tirx.Cast("int64", x[i]) + 128], [i])
+
+        def single(at: Any) -> None:
+            T.buffer_store(y, results[tirx.Cast("int64", x[at]) + 128], [at])
+
+        if instructions is Instructions.PORTABLE:
+            with T.serial(index(table.size)) as i:
+                single(i)
+        else:
+            whole = table.size // VECTOR
+            if whole:
+                _look_up_vectors(x, results, y, whole, PARALLEL_PARTS if table.size >= PARALLEL_ELEMENTS else 1)
+            for i in range(whole * VECTOR, table.size):
+                single(index(i))
     return builder.get()
+
+
+def _look_up_vectors(x: Any, results: Any, y: Any, whole: int, parts: int) -> None:
+    with (T.parallel if parts > 1 else T.serial)(index(parts)) as part:
+        table = [T.Bind(results[vector(first, VECTOR)]) for first in range(0, 256, VECTOR)]
+        begin = T.Bind(part * whole // parts)
+        with T.serial(T.Bind((part + 1) * whole // parts) - begin) as block:
+            at = vector((begin + block) * VECTOR, VECTOR)
+            T.buffer_store(y, _looked_up(table, x[at]), [at])
+
+
+def _looked_up(table: list[Any], x: Any) -> Any:
+    """tbl and three tbx of 64 bytes each: what an index is too large for, as an unsigned one, tbx leaves alone."""
+
+    def number(value: int) -> Any:
+        return splat(tirx.const(value, "int8"), VECTOR)
+
+    at = T.Bind(x ^ number(-128))
+    found = T.call_llvm_pure_intrin("int8x16", "llvm.aarch64.neon.tbl4.v16i8", *table[:4], at)
+    for quarter in range(1, 4):
+        four = table[4 * quarter : 4 * quarter + 4]
+        moved = at - number(64 * quarter if quarter < 2 else 64 * quarter - 256)
+        found = T.call_llvm_pure_intrin("int8x16", "llvm.aarch64.neon.tbx4.v16i8", found, *four, moved)
+    return found
 
 
 def _combined(binary: IntegerBinary, a: Any, b: Any) -> Any:

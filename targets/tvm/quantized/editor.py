@@ -99,8 +99,11 @@ class Editor:
         """Whether a kernel has made the value with channels last."""
         return value in self._channels_last
 
-    def replace(self, value: ir.Value, made: ir.Value, *, channels_last: bool) -> None:
-        """Let everything that reads `value` read what `made`, an int8, stands for; its other forms are known then."""
+    def replace(self, value: ir.Value, made: ir.Value, *, channels_last: bool) -> ir.Value:
+        """Let everything that reads `value` read what `made`, an int8, stands for; its other forms are known then.
+
+        The result is what is read instead: of the type of `value`, with channels first.
+        """
         shape, final = shape_of(value), made
         if channels_last:
             order = [0, len(shape) - 1, *range(1, len(shape) - 1)]
@@ -117,6 +120,7 @@ class Editor:
         self._int8[final] = natural
         if channels_last:
             self._channels_last[final] = made
+        return final
 
     def _shifted(self, value: ir.Value, by: int, dtype: ir.DataType) -> ir.Value:
         shape, name = shape_of(value), value.name

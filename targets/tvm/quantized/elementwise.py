@@ -1,15 +1,14 @@
-"""Add, Sub, Mul, means and functions of one tensor as integer kernels."""
+"""Add, Sub, Mul and means as integer kernels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, IntegerMean, IntegerTable, fixed_point
+from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, IntegerMean, fixed_point
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
@@ -84,26 +83,6 @@ def rewrite_mean(cluster: Cluster, editor: Editor) -> str | None:
     return None
 
 
-def rewrite_function(cluster: Cluster, editor: Editor) -> str | None:
-    """A function of one tensor, element by element, as a table: replaced, or why not."""
-    node = cluster.node
-    x = _activation(node.outputs[0] if node.op_type == "DequantizeLinear" else node.inputs[0])
-    if x is None:
-        return "its input is not quantized to 8 bits"
-    real = (np.arange(-128, 128) - x.signed_zero_point) * x.scale.astype(np.float64)
-    results = FUNCTIONS[node.op_type](real, _floats(node)).astype(np.float32)
-    steps = np.rint(results / cluster.result.scale).astype(np.float64) + cluster.bounds.zero_point
-    table = np.clip(steps, cluster.bounds.low, cluster.bounds.high).astype(np.int8)
-    shape = shape_of(x.integers)
-    last = len(shape) > 2 and editor.has_channels_last(x.integers)
-    source = editor.channels_last(x.integers) if last else editor.int8(x.integers)
-    emitted = [*shape[:1], *shape[2:], shape[1]] if last else list(shape)
-    results_value = editor.constant(table, f"{cluster.layer}.table")
-    kernel = IntegerTable(math.prod(shape))
-    _replace(cluster, editor, kernel, [source, results_value], emitted, channels_last=last)
-    return None
-
-
 def _replace(
     cluster: Cluster, editor: Editor, kernel: Any, inputs: list[ir.Value], shape: Any, *, channels_last: bool
 ) -> None:
@@ -128,23 +107,3 @@ def _axes(node: ir.Node, rank: int) -> set[int]:
     given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else given
     return set() if axes is None else {int(axis) % rank for axis in axes}
-
-
-def _floats(node: ir.Node) -> dict[str, float]:
-    return {name: a.as_float() for name, a in node.attributes.items() if a.type == ir.AttributeType.FLOAT}
-
-
-def _hard_sigmoid(x: np.ndarray, given: dict[str, float]) -> np.ndarray:
-    bounded: np.ndarray = np.clip(x * given.get("alpha", 0.2) + given.get("beta", 0.5), 0, 1)
-    return bounded
-
-
-Function = Callable[[np.ndarray, dict[str, float]], np.ndarray]
-FUNCTIONS: dict[str, Function] = {  # in float64, so that every machine makes the same table
-    "DequantizeLinear": lambda x, given: x,  # another scale
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": lambda x, given: x * np.clip(x / 6 + 0.5, 0, 1),
-    "LeakyRelu": lambda x, given: np.where(x < 0, x * given.get("alpha", 0.01), x),
-    "Sigmoid": lambda x, given: 1 / (1 + np.exp(-x)),
-    "Tanh": lambda x, given: np.tanh(x),
-}

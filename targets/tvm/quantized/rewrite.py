@@ -14,14 +14,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from graphopt import ir as gir
 from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
-from graphopt.targets.tvm.quantized.elementwise import FUNCTIONS, rewrite_binary, rewrite_function, rewrite_mean
+from graphopt.targets.tvm.quantized.elementwise import rewrite_binary, rewrite_mean
 from graphopt.targets.tvm.quantized.float_results import OPERATORS, rewrite_to_float
+from graphopt.targets.tvm.quantized.functions import ELEMENTWISE, Functions
 from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, rewrite_movement
 from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
-    **dict.fromkeys(FUNCTIONS, rewrite_function),
     **dict.fromkeys(MOVEMENTS, rewrite_movement),
     **dict.fromkeys(("Add", "Mul", "Sub"), rewrite_binary),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), rewrite_mean),
@@ -52,6 +52,7 @@ def rewrite(model: ir.Model) -> ir.Model:
         return model
     model = gir.clone(model)
     editor = Editor(model.graph)
+    functions = Functions(editor, model.graph.opset_imports[""])
     reasons: dict[ir.Node, str] = {}
     for node in list(model.graph):
         if node.op_type != "QuantizeLinear" or node.domain not in ("", "ai.onnx"):
@@ -59,13 +60,18 @@ def rewrite(model: ir.Model) -> ir.Model:
         editor.place = node
         cluster = find_cluster(node)
         computed = _computed(node)
+        no_function = functions.rewrite(node)
+        if no_function is None:
+            continue
         if isinstance(cluster, str):
             reason: str | None = cluster
         elif not _is_static(cluster):
             reason = "its shapes are not static"
         else:
-            replaced = CLUSTERS.get(cluster.node.op_type)
-            reason = replaced(cluster, editor) if replaced else f"there is no integer kernel for {cluster.node.op_type}"
+            operator = cluster.node.op_type
+            replaced = CLUSTERS.get(operator)
+            otherwise = no_function if operator in ELEMENTWISE else f"there is no integer kernel for {operator}"
+            reason = replaced(cluster, editor) if replaced else otherwise
         if reason is not None and computed is not None:
             reasons[computed] = reason
     RemoveUnusedNodesPass()(model)
