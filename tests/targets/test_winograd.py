@@ -18,7 +18,7 @@ from graphopt.targets.host import HOST
 from graphopt.targets.tvm.driver import RUNTIME
 from graphopt.targets.tvm.kernels import winograd
 from graphopt.targets.tvm.kernels.nchw import Conv2d
-from graphopt.targets.tvm.kernels.winograd_loops import schedule
+from graphopt.targets.tvm.kernels.winograd_loops import LEAST_COLUMNS, rows_in_block, schedule
 from tests.targets.accesses import out_of_bounds
 from tests.targets.compiled import lowered
 from tests.targets.convolutions import Layer, assert_computes
@@ -47,6 +47,20 @@ def layers(draw: st.DrawFn) -> Layer:
     )
     assume(min(layer.result) > 0)
     return layer
+
+
+@given(
+    tiles=st.tuples(*[st.integers(1, 40)] * 2),
+    row_bytes=st.integers(1, 1 << 20),
+    cache=st.sampled_from([1 << 17, 1 << 18, 1 << 20]),
+)
+def test_a_block_has_enough_tiles_whatever_the_cache(tiles: tuple[int, int], row_bytes: int, cache: int) -> None:
+    rows = rows_in_block(tiles, row_bytes, cache)
+    assert tiles[0] % rows == 0
+    assert rows * tiles[1] >= min(LEAST_COLUMNS, tiles[0] * tiles[1])
+    assert rows * row_bytes <= cache or not any(
+        tiles[0] % fewer == 0 and fewer * tiles[1] >= LEAST_COLUMNS for fewer in range(1, rows)
+    )
 
 
 @settings(max_examples=12, deadline=None)

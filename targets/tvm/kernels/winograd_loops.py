@@ -53,6 +53,16 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFun
     )
 
 
+def rows_in_block(tiles: tuple[int, int], row_bytes: int, cache: int) -> int:
+    """Rows of tiles that pass through all steps together: a divisor of all, so that each block is whole.
+
+    The most that the cache holds, but at least LEAST_COLUMNS tiles if there are so many.
+    """
+    rows, columns = tiles
+    enough = [d for d in range(1, rows + 1) if rows % d == 0 and (d * columns >= LEAST_COLUMNS or d == rows)]
+    return next((d for d in reversed(enough) if d * row_bytes <= cache), enough[0])
+
+
 @dataclass(frozen=True)
 class _Loops:
     """Emits the loops of one convolution."""
@@ -71,13 +81,9 @@ class _Loops:
 
     @property
     def block(self) -> int:
-        """Rows of tiles in a block: a divisor of all, the largest that fits the cache or is not too small."""
-        rows, columns = self.of.tiles
-        each = PLACES * 4 * (self.of.channels + self.panels * self.panel) * columns
-        divisors = [d for d in range(1, rows + 1) if rows % d == 0]
-        return next((d for d in reversed(divisors) if d * each <= self.cache), 0) or next(
-            (d for d in divisors if d * columns >= LEAST_COLUMNS), rows
-        )
+        """Rows of tiles in a block."""
+        row = PLACES * 4 * (self.of.channels + self.panels * self.panel) * self.of.tiles[1]
+        return rows_in_block(self.of.tiles, row, self.cache)
 
     @property
     def columns(self) -> int:
