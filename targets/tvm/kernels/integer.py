@@ -16,6 +16,7 @@ from tvm import tirx
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.dynamic_quantize import DynamicQuantize, dynamic_quantize_kernel
+from graphopt.targets.tvm.kernels.integer_batch_product import IntegerBatchProduct, Operand, batch_product_kernel
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, depthwise_kernel
 from graphopt.targets.tvm.kernels.integer_elementwise import (
     IntegerBinary,
@@ -34,13 +35,14 @@ INTEGER = "graphopt.integer"  # attribute of a kernel's function: its descriptio
 Kernel = Callable[[Any, Instructions], tirx.PrimFunc]
 KINDS: dict[str, tuple[type, Kernel]] = {
     "DynamicQuantize": (DynamicQuantize, dynamic_quantize_kernel),
+    "IntegerBatchProduct": (IntegerBatchProduct, batch_product_kernel),
     "IntegerBinary": (IntegerBinary, binary_kernel),
     "IntegerDepthwise": (IntegerDepthwise, depthwise_kernel),
     "IntegerMean": (IntegerMean, mean_kernel),
     "IntegerProduct": (IntegerProduct, product_kernel),
     "IntegerTable": (IntegerTable, table_kernel),
 }
-_PARTS: dict[str, type] = {"window": Window, "bounds": Range}
+_PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand}
 
 
 def describe(kernel: Any) -> str:

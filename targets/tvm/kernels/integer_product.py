@@ -114,8 +114,8 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
         factors = [T.arg(name, T.buffer((product.panels * PANEL,), "float32", layout=None)) for name in product.factors]
         y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), product.result, layout=None))
         source, image = padded_input(window, x, overrun=product.run - window.run)
-        tile = _Tile(product, instructions, source, weights, bias, factors, y)
-        rows, height = _most_rows(instructions), window.output[0] * window.output[1]
+        tile = Tile(product, instructions, source, weights, bias, factors, y)
+        rows, height = most_rows(instructions), window.output[0] * window.output[1]
         width = window.output[2]
         if image.contiguous:  # pixels follow each other at a fixed distance: one long row
             height, width = 1, height * width
@@ -123,7 +123,7 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
     return builder.get()
 
 
-def _most_rows(instructions: Instructions) -> int:
+def most_rows(instructions: Instructions) -> int:
     """Pixels a tile: 5×16 sums, with sdot, take 20 of 32 registers, pixels 5; 4×8 take 16, as pairs, without.
 
     With six pixels every register is taken, and LLVM spills some for a core that issues in order. Where two sdot issue
@@ -182,7 +182,7 @@ def _costs(columns: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     product: IntegerProduct
     instructions: Instructions
     x: Any
@@ -205,16 +205,27 @@ class _Tile:
         keep_in_memory(self.instructions)
         sums = ARITHMETIC[self.instructions](rows, vectors, self.product.pairs)
         channel = panel * PANEL + first * LANES
-        bias = [T.Bind(self.bias[vector(channel + j * LANES, LANES)]) for j in range(vectors)]
-        sums.start(bias)
+        sums.start(self.begun(row, channel, rows, vectors))
         run_bytes = self.product.run * PANEL
         for number, offset in enumerate(self.product.window.run_offsets):
             weights = T.Bind((panel * len(self.product.window.runs) + number) * run_bytes + first * CHUNK)
             self._run(sums, start + offset, step, weights)
-        factors = [[T.Bind(f[vector(channel + j * LANES, LANES)]) for j in range(vectors)] for f in self.factors]
+        factors = self.of_columns(channel, vectors)
         for i in range(rows):
             totals = [sums.total(i, j) for j in range(vectors)]
-            self._store((row + i) * self.product.columns + channel, totals, factors, columns - first * LANES)
+            self._store(self.place(row + i, channel), totals, factors, columns - first * LANES)
+
+    def begun(self, row: Any, channel: Any, rows: int, vectors: int) -> list[Any]:
+        """What the sums of a tile begin at: vectors of columns, row by row."""
+        return [T.Bind(self.bias[vector(channel + j * LANES, LANES)]) for j in range(vectors)] * rows
+
+    def of_columns(self, channel: Any, vectors: int) -> list[list[Any]]:
+        """The factors of a tile's columns."""
+        return [[T.Bind(f[vector(channel + j * LANES, LANES)]) for j in range(vectors)] for f in self.factors]
+
+    def place(self, row: Any, channel: Any) -> Any:
+        """Where a result lies in y."""
+        return row * self.product.columns + channel
 
     def _store(self, at: Any, totals: list[Any], factors: list[list[Any]], columns: int) -> None:
         """One row of results, as vectors of LANES, of which `columns` are elements of y."""
@@ -269,9 +280,9 @@ class _Sums:
         self.rows, self.vectors = rows, vectors
         self.sums = _registers(rows * vectors)
 
-    def start(self, bias: list[Any]) -> None:
-        for i in range(self.rows * self.vectors):
-            T.buffer_store(self.sums, bias[i % self.vectors], [vector(i * LANES, LANES)])
+    def start(self, begun: list[Any]) -> None:
+        for i, sums in enumerate(begun):
+            T.buffer_store(self.sums, sums, [vector(i * LANES, LANES)])
 
     def total(self, i: int, j: int) -> Any:
         return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
@@ -299,13 +310,13 @@ class _Neon:
         self.rows, self.vectors, self.pairs = rows, vectors, pairs
         self.sums = _registers(rows * vectors * 2)
 
-    def start(self, bias: list[Any]) -> None:
+    def start(self, begun: list[Any]) -> None:
         zero = splat(tirx.const(0, "int32"), LANES)
-        for i in range(self.rows * self.vectors):
+        for i, sums in enumerate(begun):
             for half in range(2):  # the partial sums of columns 0 and 1, then of 2 and 3: the bias in the first of each
                 lanes = [tirx.const(lane, "int32") for lane in (2 * half, 4, 2 * half + 1, 4)]
-                begun = tirx.Shuffle([bias[i % self.vectors], zero], lanes)
-                T.buffer_store(self.sums, begun, [vector((2 * i + half) * LANES, LANES)])
+                parted = tirx.Shuffle([sums, zero], lanes)
+                T.buffer_store(self.sums, parted, [vector((2 * i + half) * LANES, LANES)])
 
     def accumulate(self, group: Callable[..., Any], weight: Callable[..., Any], groups: int) -> None:
         together = 2 if self.pairs else 1
@@ -372,4 +383,4 @@ def _byte(lanes: Any, byte: int) -> Any:
     return (lanes << up) >> splat(tirx.const(24, "int32"), LANES)
 
 
-__all__ = ["PANEL", "IntegerProduct", "pack_weights", "product_kernel"]
+__all__ = ["GROUP", "PANEL", "IntegerProduct", "Tile", "most_rows", "pack_weights", "product_kernel"]

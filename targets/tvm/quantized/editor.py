@@ -31,6 +31,7 @@ class Editor:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.opset = graph.opset_imports[""]
         self.place: ir.Node | None = None  # where nodes go: in front of it
         self._int8: dict[ir.Value, ir.Value] = {}
         self._channels_last: dict[ir.Value, ir.Value] = {}

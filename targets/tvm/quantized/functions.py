@@ -55,7 +55,6 @@ class Functions:
     """Replaces functions by tables, and remembers them, so that a function of a function is one table."""
 
     editor: Editor
-    opset: int
     _known: dict[ir.Value, Function] = field(default_factory=dict)
 
     def rewrite(self, quantize: ir.Node) -> str | None:
@@ -99,7 +98,7 @@ class Functions:
                 inputs = [
                     None if each is None or not each.name else self._evaluate(each, computed) for each in node.inputs
                 ]
-                computed[value] = _reference(node, inputs, self.opset)
+                computed[value] = _reference(node, inputs, self.editor.opset)
         return computed[value]
 
     def _replace(self, quantize: ir.Node, root: ir.Value, y: Quantized, table: np.ndarray) -> None:

@@ -12,6 +12,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphopt import ir as gir
+from graphopt.targets.tvm.quantized.activation_products import (
+    is_activation_product,
+    rewrite_activation_product,
+    rewrite_activation_product_to_float,
+)
 from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
 from graphopt.targets.tvm.quantized.elementwise import rewrite_binary, rewrite_mean
@@ -52,7 +57,7 @@ def rewrite(model: ir.Model) -> ir.Model:
         return model
     model = gir.clone(model)
     editor = Editor(model.graph)
-    functions = Functions(editor, model.graph.opset_imports[""])
+    functions = Functions(editor)
     reasons: dict[ir.Node, str] = {}
     for node in list(model.graph):
         if node.op_type != "QuantizeLinear" or node.domain not in ("", "ai.onnx"):
@@ -69,7 +74,7 @@ def rewrite(model: ir.Model) -> ir.Model:
             reason = "its shapes are not static"
         else:
             operator = cluster.node.op_type
-            replaced = CLUSTERS.get(operator)
+            replaced = rewrite_activation_product if is_activation_product(cluster.node) else CLUSTERS.get(operator)
             otherwise = no_function if operator in ELEMENTWISE else f"there is no integer kernel for {operator}"
             reason = replaced(cluster, editor) if replaced else otherwise
         if reason is not None and computed is not None:
@@ -78,7 +83,8 @@ def rewrite(model: ir.Model) -> ir.Model:
     for node in list(model.graph):
         if node.op_type in OPERATORS and _reads_quantized(node) and _has_static_shapes(node):
             editor.place = node
-            reasons.setdefault(node, rewrite_to_float(node, editor) or "")
+            to_float = rewrite_activation_product_to_float if is_activation_product(node) else rewrite_to_float
+            reasons.setdefault(node, to_float(node, editor) or "")
     RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[DOMAIN] = 1
     model.meta[LEFT_IN_FLOAT] = [
