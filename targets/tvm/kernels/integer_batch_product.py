@@ -38,7 +38,7 @@ PARALLEL_MACS = 1 << 18
 
 @dataclass(frozen=True)
 class Operand:
-    """Where (b, i, j) of [batch, rows, columns] is in a buffer of `size`: offset + Σ b · batch + i · row + j · column."""
+    """Where (b, i, j) of [batch, rows, columns] is in a buffer: offset + Σ b · batch + i · row + j · column."""
 
     size: int
     offset: int
