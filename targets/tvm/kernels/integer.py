@@ -26,7 +26,9 @@ from graphopt.targets.tvm.kernels.integer_elementwise import (
     mean_kernel,
     table_kernel,
 )
+from graphopt.targets.tvm.kernels.integer_layer_norm import IntegerLayerNorm, layer_norm_kernel
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, product_kernel
+from graphopt.targets.tvm.kernels.integer_softmax import IntegerSoftmax, softmax_kernel
 from graphopt.targets.tvm.kernels.requantize import Instructions, Range, instructions_of
 from graphopt.targets.tvm.kernels.window import Window
 
@@ -38,8 +40,10 @@ KINDS: dict[str, tuple[type, Kernel]] = {
     "IntegerBatchProduct": (IntegerBatchProduct, batch_product_kernel),
     "IntegerBinary": (IntegerBinary, binary_kernel),
     "IntegerDepthwise": (IntegerDepthwise, depthwise_kernel),
+    "IntegerLayerNorm": (IntegerLayerNorm, layer_norm_kernel),
     "IntegerMean": (IntegerMean, mean_kernel),
     "IntegerProduct": (IntegerProduct, product_kernel),
+    "IntegerSoftmax": (IntegerSoftmax, softmax_kernel),
     "IntegerTable": (IntegerTable, table_kernel),
 }
 _PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand}

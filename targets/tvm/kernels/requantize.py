@@ -113,18 +113,37 @@ def lanes_of(expression: Any) -> int:
     return int(str(expression.ty.dtype).partition("x")[2] or 1)
 
 
+def quantize(numbers: list[Any], bounds: Range, instructions: Instructions) -> Any:
+    """int8 of float32 numbers, in steps of the result, given as for `requantize`; none is the bare product of two."""
+    if instructions is Instructions.PORTABLE or not _are_vectors(numbers):
+        return join([_round_and_bound(number, bounds) for number in numbers])
+    return _round_by_neon(numbers, bounds)
+
+
+def multiplied(a: Any, b: Any, instructions: Instructions) -> Any:
+    """a · b as a float32 that is not contracted with a sum. Beyond ±2³⁰ it may be anything beyond, of its sign."""
+    if instructions is not Instructions.PORTABLE and lanes_of(a) == LANES:
+        return T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.fmulx.v4f32", a, b)
+    limit = splat(tirx.const(2.0**30, "float32"), lanes_of(a))
+    return tirx.Max(tirx.Min(a * b, limit), -limit)
+
+
 def _portably(sums: list[Any], multipliers: list[Any], bounds: Range, lifted: bool) -> Any:
-    pairs = zip(sums, multipliers, strict=True)
-    return join([_round_and_bound(total, multiplier, bounds, lifted) for total, multiplier in pairs])
+    numbers = [number_of(total, lifted) * multiplier for total, multiplier in zip(sums, multipliers, strict=True)]
+    return join([_round_and_bound(number, bounds) for number in numbers])
 
 
-def _round_and_bound(total: Any, multiplier: Any, bounds: Range, lifted: bool) -> Any:
-    lanes = lanes_of(total)
+def number_of(total: Any, lifted: bool) -> Any:
+    """float32(a) of a sum."""
+    return _lowered(total) if lifted else tirx.Cast(wide("float32", lanes_of(total)), total)
+
+
+def _round_and_bound(scaled: Any, bounds: Range) -> Any:
+    lanes = lanes_of(scaled)
 
     def number(value: float, dtype: str = "float32") -> Any:
         return splat(tirx.const(value, dtype), lanes)
 
-    scaled = (_lowered(total) if lifted else tirx.Cast(wide("float32", lanes), total)) * multiplier
     # Bounded before it is rounded, which is the same for integer bounds; it also keeps LLVM, which TVM allows to,
     # from contracting the multiplication and the addition.
     scaled = tirx.Max(scaled, number(bounds.low - bounds.zero_point))
@@ -147,10 +166,13 @@ def _by_neon(sums: list[Any], multipliers: list[Any], bounds: Range) -> Any:
     except for 0 · ∞, and LLVM does not contract it with the addition. A float of 2^22 and more leaves other bits than
     its integer's, but on the same side of what int16 holds: floats are ordered as their bits are.
     """
+    pairs = zip(sums, multipliers, strict=True)
+    return _round_by_neon([multiplied(number_of(total, False), by, Instructions.NEON) for total, by in pairs], bounds)
+
+
+def _round_by_neon(numbers: list[Any], bounds: Range) -> Any:
     halves = []
-    for total, multiplier in zip(sums, multipliers, strict=True):
-        number = tirx.Cast(wide("float32", LANES), total)
-        scaled = T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.fmulx.v4f32", number, multiplier)
+    for scaled in numbers:
         bits = tirx.reinterpret("int32x4", scaled + splat(tirx.const(ROUNDER, "float32"), LANES))
         rounder = splat(tirx.const(ROUNDER_BITS, "int32"), LANES)
         rounded = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sqsub.v4i32", bits, rounder)

@@ -45,7 +45,7 @@ def rewrite_activation_product(cluster: Cluster, editor: Editor) -> str | None:
 
 def rewrite_activation_product_to_float(node: ir.Node, editor: Editor) -> str | None:
     """MatMul of two activations with a float32 result: replaced, or why not."""
-    found = _product(node, editor, np.float32(1), None)
+    found = _product(node, editor, np.asarray(1, np.float32), None)
     if isinstance(found, str):
         return found
     kernel, sources = found
