@@ -272,8 +272,8 @@ def verify(
         out: the folder that `optimize` wrote.
         inputs: samples, or what `load_samples` makes them of; made up by default. Pictures are read as for `optimize`.
         original: the model that the bundle was made from; by default the bundle's own optimized model.
-        tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default, 5e-2 for a model that
-            has quantized activations.
+        tolerance: the largest difference allowed, relative to an output's range; 1e-4 by default, 5e-2 for a model
+            whose activations are quantized or float16.
         threads: that the library computes on; 0 takes one a core.
 
     Raises:

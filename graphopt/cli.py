@@ -103,7 +103,7 @@ def optimize(
         typer.Option(
             "--quantize",
             metavar="SCHEME",
-            help="int8, int16x8, dynamic-int8, weights-int8, weights-int4, weights-float16, or none; "
+            help="int8, int16x8, dynamic-int8, weights-int8, weights-int4, weights-float16, float16, or none; "
             "`graphopt targets` says which a target serves.",
         ),
     ] = None,

@@ -30,6 +30,7 @@ SCHEMES: Mapping[str, str] = {
     "weights-int8": "quantize-weights{bits=8}",
     "weights-int4": "quantize-weights{bits=4}",
     "weights-float16": "convert-float16",
+    "float16": "compute-float16",
 }
 
 

@@ -71,7 +71,7 @@ def verify(
         original: the model that the bundle was made from; the bundle's own model.onnx by default.
         tolerance: the largest relative error of an output (`OutputComparison.relative`); of indices that ArgMax
             chose, the largest difference of the scores (`analysis.choices`). TOLERANCE by default, ROUNDED_TOLERANCE
-            for a model whose activations are quantized.
+            for a model whose activations are quantized or float16.
         threads: that the library computes on; 0 takes one a processor.
 
     Raises:
@@ -84,7 +84,7 @@ def verify(
     chosen = probe_samples(model, seed, count) if samples is None else samples
     if tolerance is None:
         built = model if original is None else load(bundle.model)
-        rounds = any(node.op_type in _ROUNDING for node in built.graph)
+        rounds = any(_rounds(node) for node in built.graph)
         tolerance = ROUNDED_TOLERANCE if rounds else TOLERANCE
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -112,6 +112,11 @@ def verify(
             advice="if a lossy pass caused it, compare with the bundle's model.onnx, or allow more with --tolerance",
         )
     return result
+
+
+def _rounds(node: ir.Node) -> bool:
+    """Whether `node` rounds activations to few bits."""
+    return node.op_type in _ROUNDING or any(output.dtype == ir.DataType.FLOAT16 for output in node.outputs)
 
 
 def describe(output: OutputComparison) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 PASSES: tuple[str, ...] = (
     "graphopt.passes.quantize.adaround:AdaRound",
+    "graphopt.passes.quantize.compute_float16:ComputeFloat16",
     "graphopt.passes.quantize.convert_float16:ConvertFloat16",
     "graphopt.passes.quantize.correct_bias:CorrectBias",
     "graphopt.passes.quantize.equalize:Equalize",

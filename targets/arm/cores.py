@@ -30,6 +30,8 @@ def _describe(name: str, table: dict[str, Any]) -> TargetDescription:
             advice=f"expected exactly {sorted(expected)}, here or in [default]",
         )
     frozen = _frozen(table)
+    if "fp16" in table["features"]:
+        frozen["quantization"] += ("float16",)
     frozen["sources"] = tuple((fact, place) for fact, place in table["sources"])
     frozen["variants"] = tuple(Variant(**_frozen(variant)) for variant in table["variants"])
     return TargetDescription(name=name, **frozen)

@@ -79,12 +79,17 @@ def measure(
     inputs: Mapping[str, np.ndarray[Any, Any]] | None,
     shapes: Mapping[str, tuple[int, ...]],
     keep: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Row:
-    """Build, run and compare `model`, and fill `row`. The bundle stays in `keep`, if that is given."""
+    """Build, run and compare `model`, and fill `row`.
+
+    keep: where the bundle stays, if given.
+    options: more of `optimize`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = keep or Path(folder, "bundle")
         bound = [f"--shape={name}={','.join(map(str, shape))}" for name, shape in shapes.items()]
-        built = graphopt(["optimize", str(model), "--target", target, "-o", str(out), "--json", *bound])
+        built = graphopt(["optimize", str(model), "--target", target, "-o", str(out), "--json", *bound, *options])
         row.build_seconds, row.build_peak_bytes = built.seconds, built.peak_bytes
         if built.status:
             row.message = _error(built)

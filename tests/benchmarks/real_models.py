@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--target", default="cortex-a76")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="names without .onnx")
     parser.add_argument("--samples", type=int, help="of each model, instead of its own number")
+    parser.add_argument("--quantize", metavar="SCHEME", help="that needs no samples, such as float16")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to leave the bundles, by model")
     parser.add_argument("--table", action="store_true", help="print the table of --out, and measure nothing")
     options = parser.parse_args()
@@ -45,6 +46,7 @@ def main() -> None:
             target=options.target,
             inputs=inputs,
             shapes=case.shapes or {},
+            options=("--quantize", options.quantize) if options.quantize else (),
             keep=options.keep and options.keep.resolve() / f"{name}.{options.target}",
         )
         write_line(options.out, row)

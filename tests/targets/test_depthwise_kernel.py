@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt import ir as graph_ir
 from graphopt.api import optimize
 from graphopt.deploy.bundle import open_bundle
 from graphopt.deploy.verify import verify
 from graphopt.targets.arm.cores import CORES
 from graphopt.targets.host import HOST
-from graphopt.targets.tvm.kernels.depthwise import BAND_FLOATS, Depthwise, schedule
+from graphopt.targets.tvm.kernels.depthwise import BAND_BYTES, Depthwise, schedule
+from tests.passes.harness import outputs, parse
 from tests.targets.accesses import out_of_bounds
+from tests.targets.compiled import run
 from tests.targets.convolutions import Layer, assert_computes
 
 PADS = st.tuples(*[st.integers(0, 3)] * 4)
@@ -55,7 +59,7 @@ WIDE = [
 @pytest.mark.parametrize("layer", WIDE)
 def test_images_larger_than_a_band(layer: Layer) -> None:
     rows = layer.image[0] + layer.pads[0] + layer.pads[2]
-    assert rows * (layer.image[1] + layer.pads[1] + layer.pads[3]) > BAND_FLOATS
+    assert rows * (layer.image[1] + layer.pads[1] + layer.pads[3]) * 4 > BAND_BYTES
     assert_computes(layer)
 
 
@@ -102,5 +106,18 @@ def test_bands_fit_their_buffer_and_are_as_even_as_can_be(rows: int, kernel: int
     layer = Depthwise(1, 1, 1, (rows, columns), (rows, columns), (kernel, 3), (1, 1), (kernel // 2, 1))
     band = layer.band()
     assert 1 <= band <= rows
-    assert layer.rows_read(band) * layer.pitch <= BAND_FLOATS
+    assert layer.rows_read(band) * layer.pitch * 4 <= BAND_BYTES
     assert 1 <= layer.tile_rows(band) <= band
+
+
+def test_what_is_read_twice_behind_a_sum_is_not_taken_for_its_start() -> None:
+    """HardSwish is x · (x + 3) / 6, clamped: without a bias its + 3 stands first behind the sums."""
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1,5,9,7] x) => (float[1,5,9,7] y) {
+        c = Conv<group = 5, pads = [1, 1, 1, 1]>(x, w)
+        y = HardSwish(c)
+    }"""
+    model = parse(text, w=rng.standard_normal((5, 1, 3, 3)).astype(np.float32))
+    feeds = {"x": rng.standard_normal((1, 5, 9, 7)).astype(np.float32)}
+    graph_ir.refresh_shapes(model)
+    np.testing.assert_allclose(run(model, feeds)["y"], outputs(model, feeds)["y"], rtol=0, atol=1e-5)

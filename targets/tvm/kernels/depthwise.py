@@ -1,4 +1,4 @@
-"""Depthwise convolutions in float32, NCHW: any kernel of constant weights, any padding, strides 1 and 2.
+"""Depthwise convolutions in float32 and float16, NCHW: any kernel of constant weights, any padding, strides 1 and 2.
 
 A channel is convolved in bands of rows. A band of its input is copied, with the padding around it, into a buffer that
 stays in the L1 cache; with a stride of 2 along the rows the even and the odd columns are parted on the way. So every
@@ -26,19 +26,20 @@ from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index
 from graphopt.targets.tvm.kernels.matmul import FUSABLE
 from graphopt.targets.tvm.kernels.nchw import read_buffers, read_conv2d
 from graphopt.targets.tvm.kernels.rows import (
-    LANES,
     Row,
     clear,
     copy_row,
+    dtype_of,
     for_each,
     for_tiles,
     for_vectors,
+    lanes_for,
     local_buffer,
     vector,
 )
 
 GEOMETRY = "graphopt.depthwise"  # mark on the block: strides, pads before, kernel, channels made of one
-BAND_FLOATS = 3584  # 14 KB: on the stack of each thread, and half of a small L1 cache
+BAND_BYTES = 14336  # on the stack of each thread, and half of a small L1 cache
 UNROLLED = 112  # multiply-adds of a vector that are written out for one tile
 MOST_ROWS = 8  # sums in registers: two pipes with a latency of 4 cycles are kept busy
 LEAST_TASKS = 16  # channels are shared among threads in at least that many parts, if there are as many
@@ -56,11 +57,21 @@ class Depthwise:
     kernel: tuple[int, int]
     strides: tuple[int, int]
     pads: tuple[int, int]  # before the first row and column
+    dtype: str = "float32"  # or float16
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector: of 128 bits, or of 64 where a row of float16 has no more."""
+        return lanes_for(self.dtype, self.result[1])
+
+    @property
+    def bytes(self) -> int:
+        return 2 if self.dtype == "float16" else 4
 
     @property
     def vector_columns(self) -> int:
         """Columns of a result's row that are computed: at least a vector."""
-        return max(self.result[1], LANES)
+        return max(self.result[1], self.lanes)
 
     @property
     def parts(self) -> int:
@@ -89,7 +100,9 @@ class Depthwise:
     def band(self) -> int:
         """Rows of the result in a band; 0 if not even one fits."""
         fitting = [
-            r for r in range(1, self.result[0] + 1) if self.rows_read(r) * self.parts * self.pitch <= BAND_FLOATS
+            r
+            for r in range(1, self.result[0] + 1)
+            if self.rows_read(r) * self.parts * self.pitch * self.bytes <= BAND_BYTES
         ]
         if not fitting:
             return 0
@@ -107,7 +120,7 @@ def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None
         return None
     taps = found.kernel[0] * found.kernel[1]
     flat = weights.value.numpy().reshape(-1, taps)
-    packed = relax.const(tvm.runtime.tensor(np.pad(flat, ((0, 0), (0, -taps % LANES)))))
+    packed = relax.const(tvm.runtime.tensor(np.pad(flat, ((0, 0), (0, -taps % lanes_for(found.dtype))))))
     (height, width), (down, along), (top, left) = found.image, found.strides, found.pads
 
     def depthwise(image: te.Tensor, packed: te.Tensor) -> te.Tensor:
@@ -116,7 +129,7 @@ def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None
         def element(b: Any, c: Any, i: Any, j: Any) -> Any:
             y, x = i * down + u - top, j * along + v - left
             inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-            pixel = tirx.if_then_else(inside, image[b, c // found.multiplier, y, x], tirx.const(0.0, "float32"))
+            pixel = tirx.if_then_else(inside, image[b, c // found.multiplier, y, x], tirx.const(0.0, found.dtype))
             return te.sum(pixel * packed[c, u * found.kernel[1] + v], axis=[u, v])
 
         shape = (found.batch, found.channels * found.multiplier, *found.result)
@@ -135,7 +148,7 @@ def _recognize(call: relax.Call) -> Depthwise | None:
         return None
     multiplier = read.filters // read.channels
     return Depthwise(
-        read.batch, read.channels, multiplier, read.image, read.result, read.kernel, read.strides, read.pads
+        read.batch, read.channels, multiplier, read.image, read.result, read.kernel, read.strides, read.pads, read.dtype
     )
 
 
@@ -162,6 +175,7 @@ def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFu
         (height, width),
         (down, along),
         (top, left),
+        dtype_of(image),
     )
     return epilogue.rewrite(lambda: _Loops(found, image, weights, epilogue).write())
 
@@ -182,7 +196,10 @@ class _Loops:
         loop = T.parallel if of.macs >= PARALLEL_MACS else T.serial
         parts = of.channels // chunk
         with loop(index(of.batch * parts)) as task:
-            padded = local_buffer("padded", -(-of.parts * of.rows_read(of.band()) * of.pitch // LANES) * LANES)
+            lanes = lanes_for(of.dtype)
+            padded = local_buffer(
+                "padded", -(-of.parts * of.rows_read(of.band()) * of.pitch // lanes) * lanes, of.dtype
+            )
             clear(padded, index(0), int(padded.ty.shape[0]))
             with T.serial(index(chunk)) as i:
                 self.channel(padded, task // parts, task % parts * chunk + i)
@@ -230,35 +247,37 @@ class _Loops:
     def convolve(self, padded: Any, batch: Any, channel: Any, first: Any, rows: int) -> None:
         """Rows of the result from `first` on, from a padded band."""
         taps = int(self.weights.ty.shape[1])
-        weights = local_buffer("taps", taps)
-        for i in range(0, taps, LANES):
+        read = lanes_for(self.of.dtype)
+        weights = local_buffer("taps", taps, self.of.dtype)
+        for i in range(0, taps, read):
 
             def load(lane: Any, i: int = i) -> None:
                 T.buffer_store(weights, self.weights[channel, i + lane], [i + lane])
 
-            vector(LANES, load)
+            vector(read, load)
 
         def row_tile(row: Any, size: int) -> None:
             def column_tile(column: Any, stored: int) -> None:
                 self.tile(padded, weights, (batch, channel, first + row, column), row, size, stored)
 
-            for_vectors(self.of.result[1], column_tile, whole=True)
+            for_vectors(self.of.result[1], column_tile, whole=True, lanes=self.of.lanes)
 
         for_tiles(rows, self.of.tile_rows(rows), row_tile)
 
     def tile(self, padded: Any, weights: Any, corner: tuple[Any, ...], row: Any, rows: int, stored: int) -> None:
         """A vector of each of some rows of the result."""
         batch, channel, y, x = corner
+        lanes = self.of.lanes
         down, along = self.of.strides
         height, width = self.of.kernel
-        sums = local_buffer("sums", rows * LANES)
+        sums = local_buffer("sums", rows * lanes, self.of.dtype)
         for k in range(rows):
 
             def start(lane: Any, k: int = k) -> None:
-                column = x + (lane if stored == LANES else T.min(lane, index(stored - 1)))  # none beyond the row
-                T.buffer_store(sums, self.epilogue.start([batch, channel, y + k, column]), [k * LANES + lane])
+                column = x + (lane if stored == lanes else T.min(lane, index(stored - 1)))  # none beyond the row
+                T.buffer_store(sums, self.epilogue.start([batch, channel, y + k, column]), [k * lanes + lane])
 
-            vector(LANES, start)
+            vector(lanes, start)
         for i in range(self.of.rows_read(rows)):
             uses = [(k, i - k * down) for k in range(rows) if 0 <= i - k * down < height]
             for v in range(width if uses else 0):
@@ -266,17 +285,17 @@ class _Loops:
                 def accumulate(lane: Any, i: int = i, v: int = v, uses: list[tuple[int, int]] = uses) -> None:
                     pixel = T.Bind(padded[self.at(v % along, row * down + i, x + v // along + lane)])
                     for k, u in uses:
-                        at = k * LANES + lane
+                        at = k * lanes + lane
                         T.buffer_store(sums, sums[at] + pixel * weights[u * width + v], [at])
 
-                vector(LANES, accumulate)
+                vector(lanes, accumulate)
         for k in range(rows):
 
             def finish(lane: Any, k: int = k) -> None:
-                self.epilogue.finish([batch, channel, y + k, x + lane], sums[k * LANES + lane])
+                self.epilogue.finish([batch, channel, y + k, x + lane], sums[k * lanes + lane])
 
-            if stored == LANES:
-                vector(LANES, finish)
+            if stored == lanes:
+                vector(lanes, finish)
             else:
                 for lane in range(stored):
                     finish(lane)

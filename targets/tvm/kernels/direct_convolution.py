@@ -1,4 +1,4 @@
-"""Dense and grouped convolutions in float32, NCHW, without im2col: any kernel of constant weights, strides 1 and 2.
+"""Dense and grouped convolutions in floating point, NCHW, without im2col: any constant kernel, strides 1 and 2.
 
 The image is copied once, with the padding around it, and with the even columns parted from the odd ones for a stride of
 2; without padding and stride it is read where it lies. A tile of sums in registers, up to 8 channels of the result by 3
@@ -24,7 +24,7 @@ from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
 from graphopt.targets.tvm.kernels.matmul import FUSABLE, even_panel
 from graphopt.targets.tvm.kernels.nchw import Conv2d, read_buffers, read_conv2d
-from graphopt.targets.tvm.kernels.rows import LANES, Row, clear, copy_row, for_each, local_buffer, vector
+from graphopt.targets.tvm.kernels.rows import Row, clear, copy_row, dtype_of, for_each, lanes_for, local_buffer, vector
 
 GEOMETRY = "graphopt.direct_convolution"  # mark on the block: strides, pads before, kernel, dilations, groups
 PANEL = 8  # channels of the result in a tile
@@ -64,7 +64,7 @@ class Convolution(Conv2d):
     def in_place(self) -> bool:
         """Whether the image can be read where it lies."""
         rows = (self.result[0] - 1) * self.strides[0] + self.reach[0] < self.image[0]
-        columns = self.result[1] >= LANES and self.result[1] + self.reach[1] <= self.image[1]
+        columns = self.result[1] >= self.lanes and self.result[1] + self.reach[1] <= self.image[1]
         return self.strides[1] == 1 and self.pads == (0, 0) and rows and columns
 
     @property
@@ -79,7 +79,7 @@ class Convolution(Conv2d):
     @property
     def pitch(self) -> int:
         """Columns of a row in each part, with the padding."""
-        read = max(self.result[1], LANES) + self.reach[1] // self.strides[1]
+        read = max(self.result[1], self.lanes) + self.reach[1] // self.strides[1]
         return max(read, (self.pads[1] + self.image[1] - 1) // self.strides[1] + 1)
 
     @property
@@ -111,7 +111,7 @@ def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None
             )
             group, within = o // found.width, o % found.width
             inside = tirx.all(y >= 0, y < found.image[0], x >= 0, x < found.image[1])
-            pixel = tirx.if_then_else(inside, image[b, group * found.depth + c, y, x], tirx.const(0.0, "float32"))
+            pixel = tirx.if_then_else(inside, image[b, group * found.depth + c, y, x], tirx.const(0.0, found.dtype))
             return te.sum(pixel * packed[group, within // found.panel, c, u, v, within % found.panel], axis=[c, u, v])
 
         marks = {GEOMETRY: [*found.strides, *found.pads, *found.kernel, *found.dilations, found.groups]}
@@ -127,7 +127,7 @@ def pack(weights: np.ndarray, groups: int, panel: int) -> np.ndarray:
     grouped = weights.reshape(groups, filters // groups, depth, height, width)
     padded = np.pad(grouped, ((0, 0), (0, -(filters // groups) % panel), (0, 0), (0, 0), (0, 0)))
     panels = padded.reshape(groups, -1, panel, depth, height, width).transpose(0, 1, 3, 4, 5, 2)
-    return np.ascontiguousarray(np.pad(panels, ((0, 0),) * 5 + ((0, -panel % LANES),)))
+    return np.ascontiguousarray(np.pad(panels, ((0, 0),) * 5 + ((0, -panel % lanes_for(str(weights.dtype))),)))
 
 
 def _recognize(call: relax.Call) -> Convolution | None:
@@ -163,6 +163,7 @@ def schedule(function: tirx.PrimFunc, _target: TargetDescription) -> tirx.PrimFu
         (down, along),
         (dilation, across),
         (top, left),
+        dtype_of(image),
     )
     return epilogue.rewrite(lambda: _Loops(found, image, weights, epilogue).write())
 
@@ -193,7 +194,7 @@ class _Loops:
         of = self.of
         padded = None
         if not of.in_place:
-            padded = local_buffer("padded", of.batch * of.channels * of.plane)
+            padded = local_buffer("padded", of.batch * of.channels * of.plane, of.dtype)
             copying = T.parallel if of.batch * of.channels * of.plane >= PARALLEL_MACS else T.serial
             with copying(index(of.batch * of.channels)) as plane:
                 copy_padded(of, self.image, padded, plane)
@@ -222,52 +223,53 @@ class _Loops:
 
     def row(self, padded: Any, at: tuple[Any, ...], filters: int) -> None:
         """One row of a panel's channels."""
-        columns = self.of.result[1]
-        if columns < LANES:
+        columns, lanes = self.of.result[1], self.of.lanes
+        if columns < lanes:
             self.tile(padded, at, index(0), filters, [0], columns)
             return
-        count = -(-columns // LANES)
+        count = -(-columns // lanes)
         vectors = next((v for v in (MOST_VECTORS, 2) if count % v == 0), MOST_VECTORS)
-        whole, rest = divmod(columns, vectors * LANES)
+        whole, rest = divmod(columns, vectors * lanes)
         if whole:
-            offsets = [v * LANES for v in range(vectors)]
-            for_each(whole, lambda i: self.tile(padded, at, i * vectors * LANES, filters, offsets, LANES))
+            offsets = [v * lanes for v in range(vectors)]
+            for_each(whole, lambda i: self.tile(padded, at, i * vectors * lanes, filters, offsets, lanes))
         if rest:
-            size = max(rest, LANES)  # one vector at least, overlapping with the tile before
-            offsets = [min(first, size - LANES) for first in range(0, size, LANES)]
-            self.tile(padded, at, index(columns - size), filters, offsets, LANES)
+            size = max(rest, lanes)  # one vector at least, overlapping with the tile before
+            offsets = [min(first, size - lanes) for first in range(0, size, lanes)]
+            self.tile(padded, at, index(columns - size), filters, offsets, lanes)
 
     def tile(self, padded: Any, at: tuple[Any, ...], x: Any, filters: int, offsets: list[int], stored: int) -> None:
         """The vectors at `offsets` from x, for some channels of a panel; of a vector only `stored` elements."""
         vectors = range(len(offsets))
-        of = self.of
+        of, lanes = self.of, self.of.lanes
+        read = lanes_for(of.dtype)  # weights
         batch, group, panel, y = at
         down, along = of.strides
-        sums = local_buffer("sums", filters * len(offsets) * LANES)
-        weights = local_buffer("taps", -(-filters // LANES) * LANES)
+        sums = local_buffer("sums", filters * len(offsets) * lanes, of.dtype)
+        weights = local_buffer("taps", -(-filters // read) * read, of.dtype)
         first = group * of.width + panel * of.panel
 
         def position(o: int, v: int) -> int:
-            return (o * len(offsets) + v) * LANES
+            return (o * len(offsets) + v) * lanes
 
         for o in range(filters):
             for v in vectors:
 
                 def start(lane: Any, o: int = o, v: int = v) -> None:
-                    column = x + offsets[v] + (lane if stored == LANES else T.min(lane, index(stored - 1)))
+                    column = x + offsets[v] + (lane if stored == lanes else T.min(lane, index(stored - 1)))
                     initial = self.epilogue.start([batch, first + o, y, column])
                     T.buffer_store(sums, initial, [position(o, v) + lane])
 
-                vector(LANES, start)
+                vector(lanes, start)
         with T.serial(index(of.depth)) as c, T.serial(index(of.kernel[0])) as u:
             row = y * down + u * of.dilations[0]
             for tap in range(of.kernel[1]):
-                for i in range(0, filters, LANES):
+                for i in range(0, filters, read):
 
                     def load(lane: Any, i: int = i, tap: int = tap) -> None:
                         T.buffer_store(weights, self.weights[group, panel, c, u, tap, i + lane], [i + lane])
 
-                    vector(LANES, load)
+                    vector(read, load)
                 part, shift = tap * of.dilations[1] % along, tap * of.dilations[1] // along
                 for v in vectors:
 
@@ -278,15 +280,15 @@ class _Loops:
                             k = position(o, v) + lane
                             T.buffer_store(sums, sums[k] + pixel * weights[o], [k])
 
-                    vector(LANES, accumulate)
+                    vector(lanes, accumulate)
         for o in range(filters):
             for v in vectors:
 
                 def finish(lane: Any, o: int = o, v: int = v) -> None:
                     self.epilogue.finish([batch, first + o, y, x + offsets[v] + lane], sums[position(o, v) + lane])
 
-                if stored == LANES:
-                    vector(LANES, finish)
+                if stored == lanes:
+                    vector(lanes, finish)
                 else:
                     for lane in range(stored):
                         finish(lane)

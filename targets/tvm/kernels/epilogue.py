@@ -75,6 +75,8 @@ class Epilogue:
         """What the first stage adds to the product, if that is all it does: sums start from it."""
         if not self.stages or self.stored(self.product) or not isinstance(self.stages[0].value, tirx.Add):
             return None
+        if any(load.source.same_as(self.product) for stage in self.stages[1:] for load in stage.reads()):
+            return None  # as x + 3 of HardSwish, which reads x once more
         sides = self.stages[0].value.a, self.stages[0].value.b
         reads = [any(load.source.same_as(self.product) for load in _loads(side)) for side in sides]
         plain = [isinstance(side, TensorLoad) for side in sides]
@@ -87,7 +89,7 @@ class Epilogue:
         """What the sum of one element (or vector) starts from."""
         addend = self.addend()
         if addend is None:
-            return T.float32(0)
+            return tirx.const(0, str(self.product.ty.dtype.dtype))
         return substitute(addend, list(zip(self.stages[0].variables, coordinates, strict=True)))
 
     def finish(self, coordinates: Sequence[Any], total: Any) -> None:
@@ -124,10 +126,23 @@ class Epilogue:
 
 
 def take_epilogue(function: tirx.PrimFunc, mark: str) -> tuple[Any, Epilogue] | None:
-    """The first block of a function, if it carries `mark`, and what is behind it; None if that reduces further."""
+    """The block of a function that carries `mark`, and what is behind it; None if that reduces further.
+
+    What stands before the block, to be read behind it (the Cast of a residual, say), is computed where it is read.
+    """
     sch = s_tir.Schedule(function)
+    handles = sch.get_child_blocks(sch.get_sblock("root"))
+    place = next((i for i, handle in enumerate(handles) if mark in sch.get(handle).annotations), None)
+    if place is None:
+        return None
+    try:
+        for handle in handles[:place]:
+            sch.compute_inline(handle)
+    except s_tir.ScheduleError:
+        return None
+    function = sch.mod["main"]
     blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
-    if not blocks or mark not in blocks[0].annotations or not all(_is_map(other) for other in blocks[1:]):
+    if not all(_is_map(other) for other in blocks[1:]):
         return None
     block = blocks[0]
     extents = [int(v.dom.extent) for v in block.iter_vars if v.iter_type == tirx.IterVar.DataPar]

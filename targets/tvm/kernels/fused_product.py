@@ -9,6 +9,7 @@ from tvm import tirx
 
 from graphopt.targets.tvm.kernels.epilogue import Axis, Epilogue, take_epilogue
 from graphopt.targets.tvm.kernels.matmul import COLUMN_AXES, PACKED, ROW_AXES, TILE
+from graphopt.targets.tvm.kernels.rows import dtype_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Plan:
     lanes: int
     packed_left: bool  # rows of a panel are contiguous
     packed_right: bool  # panels are whole vectors, with padding
+
+    @property
+    def dtype(self) -> str:
+        """Of the factors and the sums."""
+        return dtype_of(self.epilogue.product)
 
 
 def take_apart(function: tirx.PrimFunc) -> Plan | None:

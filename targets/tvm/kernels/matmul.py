@@ -1,4 +1,4 @@
-"""Matrix products and 1×1 convolutions in float32: which operators the kernel takes, and how their weights are packed.
+"""Matrix products and 1×1 convolutions in floating point: which operators the kernel takes, how weights are packed.
 
 The kernel (`register_tile`) computes C[m, n] = Σₖ L[m, k]·R[k, n] in tiles that stay in registers: in each step k it
 multiplies a column of the tile's rows of L, element by element, with vectors of its columns of R. So R is read along n,
@@ -17,7 +17,7 @@ it. Attributes on its block tell `register_tile.schedule` how to read it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,10 @@ def tile_for(target: tvm.target.Target | None) -> Tile:
     return Tile(rows=6, vectors=2, lanes=8 if wide else 4)
 
 
-def current_tile() -> Tile:
-    """The tile of the target that TVM's passes are run for."""
-    return tile_for(tvm.target.Target.current(allow_none=True))
+def current_tile(dtype: str = "float32") -> Tile:
+    """The tile of the target that TVM's passes are run for; a vector holds twice as many float16."""
+    tile = tile_for(tvm.target.Target.current(allow_none=True))
+    return replace(tile, lanes=2 * tile.lanes) if dtype == "float16" else tile
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Product:
 
     def emit(self, builder: relax.BlockBuilder, left: Factor, right: Factor) -> relax.Expr:
         """A call of the product, as a function marked for `register_tile.schedule`."""
-        tile = current_tile()
+        tile = current_tile(_dtype(left.value))
         first, second = len(self.batch), len(self.batch) + len(self.rows)
 
         def product(lhs: te.Tensor, rhs: te.Tensor) -> te.Tensor:
@@ -117,7 +118,7 @@ class Product:
 def legalize_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """relax.matmul as the kernel's product; by TVM's own legalization where the kernel does not apply."""
     left, right = call.args
-    if not is_static_float32(call):
+    if static_float(call) is None:
         return _by_tvm(builder, call)
     l_shape, r_shape = _shape(left), _shape(right)
     if len(r_shape) == 2 and len(l_shape) >= 2:
@@ -135,7 +136,7 @@ def legalize_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
 def legalize_conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """relax.nn.conv2d with a constant 1×1 kernel as the kernel's product; any other by TVM's own legalization."""
     data, weights = call.args
-    if not is_static_float32(call) or not isinstance(weights, GenericConst) or not _is_pointwise(call):
+    if static_float(call) is None or not isinstance(weights, GenericConst) or not _is_pointwise(call):
         return _by_tvm(builder, call)
     strides = [int(stride) for stride in call.attrs.strides]
     if strides != [1, 1]:
@@ -176,14 +177,15 @@ def even_panel(extent: int, most: int, multiple: int) -> int:
 
 
 def _packed_left(matrix: np.ndarray) -> Factor:
-    panel = even_panel(matrix.shape[0], current_tile().rows, 1)
+    panel = even_panel(matrix.shape[0], current_tile(str(matrix.dtype)).rows, 1)
     return Factor(_constant(pack_left(matrix, panel)), panel)
 
 
 def _packed_right(value: Any) -> Factor:
     if not isinstance(value, GenericConst):
         return Factor(value)
-    tile, matrix = current_tile(), value.value.numpy()
+    matrix = value.value.numpy()
+    tile = current_tile(str(matrix.dtype))
     panel = even_panel(matrix.shape[1], tile.columns, tile.lanes)
     return Factor(_constant(pack_right(matrix, panel)), panel)
 
@@ -200,15 +202,20 @@ def _element(tensor: te.Tensor, indices: tuple[Any, ...]) -> Any:
     return tensor(*indices, *[0] * (len(tensor.shape) - len(indices)))
 
 
-def is_static_float32(call: relax.Call) -> bool:
-    """Whether all of a call's arguments and its result are float32 of a shape that is known, and not empty."""
+def static_float(call: relax.Call) -> str | None:
+    """float32 or float16, if all of a call's arguments and its result are of it and of known shapes, not empty."""
     types = [*(argument.ty for argument in call.args), call.ty]
-    return all(
-        ty.shape is not None
-        and all(isinstance(extent, tirx.IntImm) and int(extent) > 0 for extent in ty.shape)
-        and str(ty.dtype.dtype) == "float32"
+    known = all(
+        ty.shape is not None and all(isinstance(extent, tirx.IntImm) and int(extent) > 0 for extent in ty.shape)
         for ty in types
     )
+    dtypes = {str(ty.dtype.dtype) for ty in types}
+    return dtypes.pop() if known and dtypes in ({"float32"}, {"float16"}) else None
+
+
+def is_static_float32(call: relax.Call) -> bool:
+    """Whether all of a call's arguments and its result are float32 of a shape that is known, and not empty."""
+    return static_float(call) == "float32"
 
 
 def _is_pointwise(call: relax.Call) -> bool:
@@ -220,6 +227,10 @@ def _is_pointwise(call: relax.Call) -> bool:
         and _shape(call.args[1])[2:] == (1, 1)
         and not any(int(padding) for padding in attributes.padding)
     )
+
+
+def _dtype(value: Any) -> str:
+    return str(value.ty.dtype.dtype)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

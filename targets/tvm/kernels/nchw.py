@@ -1,4 +1,4 @@
-"""What the float32 convolution kernels read of relax.nn.conv2d: one reading of its layouts, shapes and attributes."""
+"""What the floating-point convolution kernels read of relax.nn.conv2d: one reading of layouts and shapes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 from tvm.ir.expr import Call, TensorLoad
 
-from graphopt.targets.tvm.kernels.matmul import is_static_float32
+from graphopt.targets.tvm.kernels.matmul import static_float
+from graphopt.targets.tvm.kernels.rows import lanes_for
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """A convolution in float32, NCHW, of constant weights OIHW; rows are the first of a pair, columns the second."""
+    """A convolution, NCHW, of constant weights OIHW; rows are the first of a pair, columns the second."""
 
     batch: int
     channels: int
@@ -26,6 +27,12 @@ class Conv2d:
     strides: tuple[int, int]
     dilations: tuple[int, int]
     pads: tuple[int, int]  # before the first row and column; not negative
+    dtype: str = "float32"  # or float16
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector: of 128 bits, or of 64 where a row of float16 has no more."""
+        return lanes_for(self.dtype, self.result[1])
 
 
 def read_conv2d(call: relax.Call) -> Conv2d | None:
@@ -33,7 +40,8 @@ def read_conv2d(call: relax.Call) -> Conv2d | None:
     data, weights = call.args
     attributes = call.attrs
     layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-    if layouts != ("NCHW", "OIHW", "NCHW") or not is_static_float32(call) or not isinstance(weights, GenericConst):
+    dtype = static_float(call)
+    if layouts != ("NCHW", "OIHW", "NCHW") or dtype is None or not isinstance(weights, GenericConst):
         return None
     (batch, channels, *image), (filters, _, *kernel), (_, _, *result) = (
         [int(extent) for extent in ty.shape] for ty in (data.ty, weights.ty, call.ty)
@@ -54,6 +62,7 @@ def read_conv2d(call: relax.Call) -> Conv2d | None:
         (strides[0], strides[1]),
         (dilations[0], dilations[1]),
         (pads[0], pads[1]),
+        dtype,
     )
 
 

@@ -129,7 +129,7 @@ def _height(plan: Plan, rows: int) -> int:
 def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int) -> None:
     """Emit one tile: C[m + i, n + j] for i < rows and j < columns."""
     layout = _layout(plan, rows, columns)
-    tile = _registers("tile", sum(sums.width for sums in layout))
+    tile = _registers("tile", sum(sums.width for sums in layout), plan.dtype)
     for sums in layout:
         stored = _stored(sums, columns)
 
@@ -177,7 +177,7 @@ def _left_column(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, k: Any
     height = _height(plan, rows)
     if height == 1:
         return lambda i: _factor(plan, plan.left, batch, m + i, n, k)
-    column = _registers("left", rows)
+    column = _registers("left", rows, plan.dtype)
     for i in range(0, rows, height):
 
         def read(lane: Any, i: int = i) -> None:
@@ -187,9 +187,9 @@ def _left_column(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, k: Any
     return lambda i: column[i]
 
 
-def _registers(name: str, extent: int) -> Any:
+def _registers(name: str, extent: int, dtype: str) -> Any:
     """A buffer that LLVM keeps in registers: all indices are constants once vectors are made."""
-    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
+    return IRBuilder.name(name, T.alloc_buffer((extent,), dtype, scope="local", layout=None))
 
 
 def _vector(width: int, body: Callable[[Any], None]) -> None:

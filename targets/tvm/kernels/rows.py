@@ -39,13 +39,14 @@ def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> No
 
     `parts` is less than the stride where only the first remainders, counted with the padding, are wanted.
     """
+    lanes = lanes_for(dtype_of(buffer), row.width // stride)
     if stride == 1:
         start = place(0, index(row.left))
 
         def one(j: Any, width: int) -> None:
             vector(width, lambda lane: T.buffer_store(buffer, row.load(j + lane), [start + j + lane]))
 
-        for_vectors(row.width, one)
+        for_vectors(row.width, one, lanes=lanes)
         return
     used = [rest for rest in range(stride) if (row.left + rest) % stride < parts]
 
@@ -58,9 +59,9 @@ def copy_row(row: Row, buffer: Any, stride: int, parts: int, place: Place) -> No
             part = tirx.Shuffle([together], [tirx.const(stride * lane + rest, "int32") for lane in range(lanes)])
             T.buffer_store(buffer, part, [tirx.Ramp(position(rest, first), index(1), lanes)])
 
-    whole = row.width // stride if row.width // stride >= LANES else 0
+    whole = row.width // stride if row.width // stride >= lanes else 0
     if whole:
-        for_vectors(whole, periods)
+        for_vectors(whole, periods, lanes=lanes)
     for x in range(stride * whole, row.width):
         if x % stride in used:
             T.buffer_store(buffer, row.load(index(x)), [position(x % stride, index(x // stride))])
@@ -70,9 +71,9 @@ def clear(buffer: Any, start: Any, size: int, value: float = 0.0) -> None:
     """Set `size` elements to `value`."""
 
     def one(j: Any, width: int) -> None:
-        vector(width, lambda lane: T.buffer_store(buffer, tirx.const(value, "float32"), [start + j + lane]))
+        vector(width, lambda lane: T.buffer_store(buffer, tirx.const(value, dtype_of(buffer)), [start + j + lane]))
 
-    for_vectors(size, one)
+    for_vectors(size, one, lanes=lanes_for(dtype_of(buffer), size))
 
 
 def for_each(count: int, body: Callable[[Any], None]) -> None:
@@ -93,23 +94,33 @@ def for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
         body(index(whole * tile), rest)
 
 
-def for_vectors(extent: int, body: Callable[[Any, int], None], *, whole: bool = False) -> None:
+def for_vectors(extent: int, body: Callable[[Any, int], None], *, whole: bool = False, lanes: int = LANES) -> None:
     """Emit `body(first, size)` for vectors that cover an axis, the last one overlapping with the one before.
 
     An axis shorter than a vector is covered by single elements, or with `whole` by one call for its size.
     """
-    if extent < LANES:
+    if extent < lanes:
         for first, size in [(0, extent)] if whole else [(i, 1) for i in range(extent)]:
             body(index(first), size)
-    elif extent % LANES == 0:
-        for_each(extent // LANES, lambda i: body(i * LANES, LANES))
+    elif extent % lanes == 0:
+        for_each(extent // lanes, lambda i: body(i * lanes, lanes))
     else:
-        for_each(-(-extent // LANES), lambda i: body(T.min(index(extent - LANES), i * LANES), LANES))
+        for_each(-(-extent // lanes), lambda i: body(T.min(index(extent - lanes), i * lanes), lanes))
 
 
-def local_buffer(name: str, extent: int) -> Any:
+def lanes_for(dtype: str, extent: int | None = None) -> int:
+    """Elements of a vector of 128 bits; of 64 for float16 if there are not more in `extent` elements."""
+    return 2 * LANES if dtype == "float16" and (extent is None or extent >= 2 * LANES) else LANES
+
+
+def dtype_of(buffer: Any) -> str:
+    """The type of a buffer's elements."""
+    return str(buffer.ty.dtype.dtype)
+
+
+def local_buffer(name: str, extent: int, dtype: str = "float32") -> Any:
     """A buffer on the stack, or in registers where all indices are constants once vectors are made."""
-    return IRBuilder.name(name, T.alloc_buffer((extent,), "float32", scope="local", layout=None))
+    return IRBuilder.name(name, T.alloc_buffer((extent,), dtype, scope="local", layout=None))
 
 
 def vector(width: int, body: Callable[[Any], None]) -> None:

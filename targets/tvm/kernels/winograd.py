@@ -110,7 +110,7 @@ def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None
 
 def _recognize(call: relax.Call) -> Winograd | None:
     read = read_conv2d(call)
-    if read is None or read.groups != 1 or read.kernel != (3, 3):
+    if read is None or read.groups != 1 or read.kernel != (3, 3) or read.dtype != "float32":
         return None
     if read.strides != (1, 1) or read.dilations != (1, 1):
         return None
