@@ -6,8 +6,9 @@ goes through the element-wise operators on its way to memory: the product itself
 tile at the edges gets loops of its own, of the exact size: nothing is read out of bounds, and no activation is padded.
 
 On AArch64 the innermost loop is, for a packed left factor, 24 `fmla` by lane, 3 loads (`ldp`, `ldp`, `ldr` of vectors)
-and 3 instructions of the loop; for a left factor in row-major order it has 10 loads. A Cortex-A76 issues two `fmla` a
-cycle, so that both take 12 cycles and a little.
+and 3 instructions of the loop. A Cortex-A76 issues two `fmla` a cycle: it takes 12 cycles and a little. A left factor
+in row-major order is read by pairs of k: 48 `fmla`, 11 loads, and with 24 sums, 6 vectors of R and a pair all registers
+are taken. One k at a time took 11 loads for 24 `fmla`; LLVM made one a `ld1r`, which takes the place of an `fmla`.
 
 The larger factor is traversed once, in the outermost loop; a panel of it stays in the L1 cache while the smaller factor
 passes, from the L2 cache. There is no blocking over k: for k up to about 600 a panel of 12 columns fits 32 KB.
@@ -27,17 +28,33 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index, substitute
 from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
+from graphopt.targets.tvm.kernels.requantize import Instructions, keep_in_memory
 
+STEPS = 2  # of k, of which a left factor in row-major order is read as a vector
 LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
 
 
 def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
     """`function` with the kernel's loops; None if it is no product, or reduces the product further."""
     plan = take_apart(function)
-    return None if plan is None else plan.epilogue.rewrite(lambda: _write_tiles(plan))
+    if plan is None:
+        return None
+    steps = STEPS if target.triple.startswith(("aarch64", "arm64")) and _has_rows(plan) else 1
+    made = plan.epilogue.rewrite(lambda: _write_tiles(plan, steps))
+    return made if steps == 1 else made.with_attr("tirx.noalias", False)  # for `keep_in_memory`
 
 
-def _write_tiles(plan: Plan) -> None:
+def _has_rows(plan: Plan) -> bool:
+    """Whether the left factor is read where it lies, with k along its last axis."""
+    indices = getattr(plan.left, "indices", None)  # of a load
+    if plan.packed_left or not indices:
+        return False
+    shape = plan.left.source.shape
+    last = max(i for i, extent in enumerate(shape) if i == 0 or int(extent) > 1)
+    return bool(indices[last].same_as(plan.k))
+
+
+def _write_tiles(plan: Plan, steps: int) -> None:
     rows, columns = plan.rows.size, plan.columns.size
     row_tile = min(rows, plan.tile_rows)
     column_tile = plan.tile_columns
@@ -56,9 +73,9 @@ def _write_tiles(plan: Plan) -> None:
         def outer_tile(first: Any, size: int) -> None:
             def inner_tile(second: Any, other: int) -> None:
                 if rows >= columns:
-                    _tile(plan, batch, first, size, second, other)
+                    _tile(plan, batch, first, size, second, other, steps)
                 else:
-                    _tile(plan, batch, second, other, first, size)
+                    _tile(plan, batch, second, other, first, size, steps)
 
             _for_tiles(*inner, inner_tile)
 
@@ -126,7 +143,7 @@ def _height(plan: Plan, rows: int) -> int:
     return plan.lanes if plan.packed_left and rows % plan.lanes == 0 else 1
 
 
-def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int) -> None:
+def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int, steps: int) -> None:
     """Emit one tile: C[m + i, n + j] for i < rows and j < columns."""
     layout = _layout(plan, rows, columns)
     tile = _registers("tile", sum(sums.width for sums in layout), plan.dtype)
@@ -139,17 +156,15 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int)
             T.buffer_store(tile, initial, [sums.start + lane])
 
         _vector(sums.width, start)
-    with T.serial(index(plan.depth)) as k:
-        left = _left_column(plan, batch, m, rows, n, k)
-        for sums in layout:
-
-            def accumulate(lane: Any, sums: Sums = sums) -> None:
-                row, column = sums.offsets(lane)
-                right = _factor(plan, plan.right, batch, m, n + column, k)
-                at = sums.start + lane
-                T.buffer_store(tile, tile[at] + left(row) * right, [at])
-
-            _vector(sums.width, accumulate)
+    whole, rest = divmod(plan.depth, steps)
+    for first, count, size in ((0, whole, steps), (whole * steps, rest, 1)):
+        if not count:
+            continue
+        with T.serial(index(count)) as number:
+            if size == 1:
+                _multiply(plan, batch, m, rows, n, layout, tile, number + first)
+            else:
+                _multiply_by_rows(plan, batch, m, n, layout, tile, number * size)
     for sums in layout:
 
         def finish(lane: Any, sums: Sums = sums) -> None:
@@ -162,6 +177,51 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int)
         else:  # without the padding
             for lane in range(stored):
                 finish(lane)
+
+
+def _multiply(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, layout: list[Sums], tile: Any, k: Any) -> None:
+    """Add the products of one k to the sums."""
+    left = _left_column(plan, batch, m, rows, n, k)
+    for sums in layout:
+
+        def accumulate(lane: Any, sums: Sums = sums) -> None:
+            row, column = sums.offsets(lane)
+            right = _factor(plan, plan.right, batch, m, n + column, k)
+            at = sums.start + lane
+            T.buffer_store(tile, tile[at] + left(row) * right, [at])
+
+        _vector(sums.width, accumulate)
+
+
+def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list[Sums], tile: Any, k: Any) -> None:
+    """Add the products of STEPS k to the sums, row by row, of which each is read as a vector along k."""
+    first = [sums for sums in layout if sums.row == 0]
+    columns = sum(sums.width for sums in first)
+    right = _registers("right", STEPS * columns)
+    for step, sums in itertools.product(range(STEPS), first):
+
+        def read_right(lane: Any, sums: Sums = sums, step: int = step) -> None:
+            value = _factor(plan, plan.right, batch, m, n + sums.column + lane, k + step)
+            T.buffer_store(right, value, [step * columns + sums.column + lane])
+
+        _vector(sums.width, read_right)
+    for row, group in itertools.groupby(sorted(layout, key=lambda sums: sums.row), lambda sums: sums.row):
+        left = _registers("left", STEPS)
+        if row % 2 == 0:  # else LLVM reads all rows at once, for which there are no registers
+            keep_in_memory(Instructions.NEON)
+
+        def read_left(lane: Any, row: int = row, left: Any = left) -> None:
+            T.buffer_store(left, _factor(plan, plan.left, batch, m + row, n, k + lane), [lane])
+
+        _vector(STEPS, read_left)
+        for sums, step in itertools.product(group, range(STEPS)):
+
+            def accumulate(lane: Any, sums: Sums = sums, step: int = step, left: Any = left) -> None:
+                at = sums.start + lane
+                product = left[step] * right[step * columns + sums.column + lane]
+                T.buffer_store(tile, tile[at] + product, [at])
+
+            _vector(sums.width, accumulate)
 
 
 def _stored(sums: Sums, columns: int) -> int:
