@@ -45,10 +45,10 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFun
 
 
 def _has_rows(plan: Plan) -> bool:
-    """Whether the left factor is read where it lies, with k along its last axis."""
+    """Whether the left factor is float32 and read where it lies, with k along its last axis."""
     indices = getattr(plan.left, "indices", None)  # of a load
-    if plan.packed_left or not indices:
-        return False
+    if plan.packed_left or not indices or plan.dtype != "float32":
+        return False  # lanes of float16 are taken from the lower half of the registers only
     shape = plan.left.source.shape
     last = max(i for i, extent in enumerate(shape) if i == 0 or int(extent) > 1)
     return bool(indices[last].same_as(plan.k))
@@ -197,7 +197,7 @@ def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list
     """Add the products of STEPS k to the sums, row by row, of which each is read as a vector along k."""
     first = [sums for sums in layout if sums.row == 0]
     columns = sum(sums.width for sums in first)
-    right = _registers("right", STEPS * columns)
+    right = _registers("right", STEPS * columns, plan.dtype)
     for step, sums in itertools.product(range(STEPS), first):
 
         def read_right(lane: Any, sums: Sums = sums, step: int = step) -> None:
@@ -206,7 +206,7 @@ def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list
 
         _vector(sums.width, read_right)
     for row, group in itertools.groupby(sorted(layout, key=lambda sums: sums.row), lambda sums: sums.row):
-        left = _registers("left", STEPS)
+        left = _registers("left", STEPS, plan.dtype)
         if row % 2 == 0:  # else LLVM reads all rows at once, for which there are no registers
             keep_in_memory(Instructions.NEON)
 
