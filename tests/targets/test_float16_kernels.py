@@ -162,3 +162,18 @@ def test_a_bundle_for_arm_agrees_with_float32(target: str, tmp_path: Path) -> No
     assert graphopt.verify(result.out, tolerance=2e-3).passed
     float32 = graphopt.optimize(network(), target, out=tmp_path / "float32", name="net", jobs=1)
     assert result.library.weight_bytes < 0.6 * float32.library.weight_bytes
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_long_sums_do_not_stand_still(kernel: int) -> None:
+    """A float16 above 512 no longer grows by less than 0.25: 2560 such terms need blocks."""
+    channels = 2560 // kernel**2
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[1,{channels},{kernel},{kernel}] x) => (float[1,5,1,1] y) {{ y = Conv<strides = [2, 2]>(x, w) }}"""
+    rng = np.random.default_rng(0)
+    model = parse(text, w=rng.uniform(0.22, 0.24, (5, channels, kernel, kernel)).astype(np.float32))
+    graph_ir.refresh_shapes(model)
+    feeds = {"x": rng.uniform(0.99, 1.01, (1, channels, kernel, kernel)).astype(np.float32)}
+    expected = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)[0]
+    found = run(halved(model), feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=2e-2)

@@ -25,6 +25,7 @@ from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index
 from graphopt.targets.tvm.kernels.matmul import FUSABLE, even_panel
 from graphopt.targets.tvm.kernels.nchw import Conv2d, read_buffers, read_conv2d
 from graphopt.targets.tvm.kernels.rows import Row, clear, copy_row, dtype_of, for_each, lanes_for, local_buffer, vector
+from graphopt.targets.tvm.kernels.summation import sum_in_blocks
 
 GEOMETRY = "graphopt.direct_convolution"  # mark on the block: strides, pads before, kernel, dilations, groups
 PANEL = 8  # channels of the result in a tile
@@ -261,7 +262,12 @@ class _Loops:
                     T.buffer_store(sums, initial, [position(o, v) + lane])
 
                 vector(lanes, start)
-        with T.serial(index(of.depth)) as c, T.serial(index(of.kernel[0])) as u:
+
+        def add_channel(c: Any) -> None:
+            with T.serial(index(of.kernel[0])) as u:
+                add_taps(c, u)
+
+        def add_taps(c: Any, u: Any) -> None:
             row = y * down + u * of.dilations[0]
             for tap in range(of.kernel[1]):
                 for i in range(0, filters, read):
@@ -281,6 +287,9 @@ class _Loops:
                             T.buffer_store(sums, sums[k] + pixel * weights[o], [k])
 
                     vector(lanes, accumulate)
+
+        places = [(position(o, v), lanes) for o in range(filters) for v in vectors]
+        sum_in_blocks(sums, of.dtype, of.depth, math.prod(of.kernel), places, add_channel)
         for o in range(filters):
             for v in vectors:
 

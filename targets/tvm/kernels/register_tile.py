@@ -29,6 +29,8 @@ from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index, substitute
 from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
 from graphopt.targets.tvm.kernels.requantize import Instructions, keep_in_memory
+from graphopt.targets.tvm.kernels.rows import for_each
+from graphopt.targets.tvm.kernels.summation import sum_in_blocks
 
 STEPS = 2  # of k, of which a left factor in row-major order is read as a vector
 LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
@@ -156,15 +158,18 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int,
             T.buffer_store(tile, initial, [sums.start + lane])
 
         _vector(sums.width, start)
+
+    def multiply(k: Any) -> None:
+        _multiply(plan, batch, m, rows, n, layout, tile, k)
+
     whole, rest = divmod(plan.depth, steps)
-    for first, count, size in ((0, whole, steps), (whole * steps, rest, 1)):
-        if not count:
-            continue
-        with T.serial(index(count)) as number:
-            if size == 1:
-                _multiply(plan, batch, m, rows, n, layout, tile, number + first)
-            else:
-                _multiply_by_rows(plan, batch, m, n, layout, tile, number * size)
+    if steps == 1:
+        sum_in_blocks(tile, plan.dtype, plan.depth, 1, [(sums.start, sums.width) for sums in layout], multiply)
+    else:
+        with T.serial(index(whole)) as number:
+            _multiply_by_rows(plan, batch, m, n, layout, tile, number * steps)
+        if rest:
+            for_each(rest, lambda number: multiply(number + whole * steps))
     for sums in layout:
 
         def finish(lane: Any, sums: Sums = sums) -> None:
