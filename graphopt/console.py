@@ -177,10 +177,15 @@ def print_verified(result: Verification) -> None:
 def print_benchmark(result: Benchmark) -> None:
     """What `bench` measured, the costly layers first."""
     console = _console(sys.stdout)
-    table = _table("layers", "layer", result.unit, "share")
-    whole = sum(layer.cost for layer in result.layers) or 1.0
-    for layer in sorted(result.layers, key=lambda layer: -layer.cost):
-        _row(table, layer.name, f"{layer.cost:,.0f}", f"{100 * layer.cost / whole:.1f} %")
+    estimated = any(layer.cycles is not None for layer in result.layers)
+    units = (result.unit, "cycles", "MACs a cycle") if estimated else (result.unit, f"MACs per {result.unit}")
+    table = _table("layers", "layer", *units, "share")
+    costs = [layer.cost if layer.cycles is None else layer.cycles for layer in result.layers]
+    whole = sum(costs) or 1.0
+    for layer, cost in sorted(zip(result.layers, costs, strict=True), key=lambda pair: -pair[1]):
+        cells = [f"{layer.cost:,.0f}", *([f"{cost:,.0f}"] if estimated else [])]
+        rate = f"{layer.macs / cost:.1f}" if layer.macs and cost else ""
+        _row(table, layer.name, *cells, rate, f"{100 * cost / whole:.1f} %")
     console.print(table)
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     console.print(

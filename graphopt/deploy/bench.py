@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class LayerTime:
 
     name: str
     cost: float
+    macs: int = 0
+    cycles: float | None = None  # if a counter estimates them
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def bench(
         threads: 0 takes one a processor. A counted run has one.
         repeat: timed runs, after one warm-up. With a counter there is one.
         counter: a command that runs the program after `--` and prints a JSON object with `instructions` for what ran
-            between the markers `hint #0x71` and `hint #0x72`. Empty: measure time.
+            between the markers `hint #0x71` and `hint #0x72`, and may have `cycles`: an estimate, or objects with an
+            estimate `cycles` by model of a processor, of which the first counts. Empty: measure time.
         layers: count each layer too, with one run of the program for each.
 
     Raises:
@@ -80,9 +83,17 @@ def bench(
         progress(0, 1, "build the program")
         build_program(source, target, bundle.include, bundle.static, program)
         if counter:
-            return _count(counter, launcher(target), program, layers, progress)
-        progress(0, 1, "run the bundle")
-        return _time(program, threads, repeat)
+            found = _count(counter, launcher(target), program, layers, progress)
+        else:
+            progress(0, 1, "run the bundle")
+            found = _time(program, threads, repeat)
+    return replace(found, layers=_with_macs(found.layers, bundle.macs))
+
+
+def _with_macs(layers: Sequence[LayerTime], macs: Sequence[int]) -> tuple[LayerTime, ...]:
+    if len(layers) != len(macs):
+        return tuple(layers)
+    return tuple(replace(layer, macs=count) for layer, count in zip(layers, macs, strict=True))
 
 
 def _time(program: Path, threads: int, repeat: int) -> Benchmark:
@@ -101,9 +112,18 @@ def _count(
     costs = []
     for index, name in enumerate(names):
         progress(index, len(names), name)
-        costs.append(LayerTime(name, float(_counted(counter, program, index)["instructions"])))
+        counts = _counted(counter, program, index)
+        costs.append(LayerTime(name, float(counts["instructions"]), cycles=_cycles(counts)))
     total = float(whole["instructions"])
     return Benchmark("instructions", total, total, 1, 1, tuple(costs), whole)
+
+
+def _cycles(counts: Mapping[str, Any]) -> float | None:
+    found = counts.get("cycles")
+    if isinstance(found, Mapping):
+        first = next(iter(found.values()), None)
+        found = first.get("cycles") if isinstance(first, Mapping) else first
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _counted(counter: Sequence[str], program: Path, layer: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Bundle:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     fingerprint: str  # of the model that it was made from
+    macs: tuple[int, ...] = ()  # of each kernel call, in order
 
     @property
     def model(self) -> Path:
@@ -102,6 +103,7 @@ def open_bundle(folder: str | Path) -> Bundle:
             inputs=_specs(library["inputs"]),
             outputs=_specs(library["outputs"]),
             fingerprint=report["model"]["fingerprint"],
+            macs=_macs(report),
         )
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -114,6 +116,12 @@ def open_bundle(folder: str | Path) -> Bundle:
                 advice="run `graphopt optimize` again",
             )
     return bundle
+
+
+def _macs(report: Mapping[str, Any]) -> tuple[int, ...]:
+    macs = {layer["name"]: int(layer["macs"]) for layer in report.get("layers", ())}
+    calls = report["library"].get("calls", ())
+    return tuple(sum(macs.get(node, 0) for node in call["nodes"]) for call in calls)
 
 
 def _read_report(root: Path) -> dict[str, Any]:

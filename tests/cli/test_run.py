@@ -45,9 +45,10 @@ def test_a_bundle_that_computes_something_else_misses_the_tolerance(bundle: Path
 def test_bench_times_the_whole_and_the_layers(bundle: Path, run: Run) -> None:
     result = json.loads(run("bench", bundle, "--repeat", 3, "--json").stdout)
     assert result["unit"] == "ns" and result["runs"] == 3 and result["total"] >= result["least"] > 0
-    assert result["layers"]
+    report = json.loads((bundle / "report.json").read_text())
+    assert sum(layer["macs"] for layer in result["layers"]) == report["totals"]["after"]["macs"] > 0
     table = run("bench", bundle, "--repeat", 1)
-    assert table.status == 0 and "1 thread" in table.stdout
+    assert table.status == 0 and "1 thread" in table.stdout and "MACs per ns" in table.stdout
 
 
 @pytest.mark.parametrize("option", [("--repeat", 0), ("--threads", -1)])

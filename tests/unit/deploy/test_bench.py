@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_counts_are_read_for_the_run_and_each_layer(bundle: Bundle, tmp_path: Pa
     assert (result.unit, result.total, result.counts) == ("instructions", 99, {"instructions": 99, "x": 1})
     assert [(layer.name, layer.cost) for layer in result.layers] == [(n, 100 + i) for i, n in enumerate(NAMES)]
     assert bench(bundle, HOST, counter=command, layers=False).layers == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "cycles"),
+    [("7", 7.0), ('{"n1": {"cycles": 9, "ipc": 2}, "a55": {"cycles": 30}}', 9.0), ('"many"', None), ("{}", None)],
+)
+def test_cycles_are_read_where_the_counter_estimates_them(
+    bundle: Bundle, tmp_path: Path, said: str, cycles: float | None
+) -> None:
+    text = f'{{"instructions": 1, "cycles": {said}}}'
+    result = bench(replace(bundle, macs=tuple(range(6))), HOST, counter=counter(tmp_path, f"print({text!r})"))
+    assert [(layer.cycles, layer.macs) for layer in result.layers] == [(cycles, i) for i in range(6)]
 
 
 @pytest.mark.parametrize("printed", ["nothing", "[1]", "{}", '{"instructions": "many"}'])
