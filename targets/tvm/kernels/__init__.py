@@ -13,7 +13,7 @@ from graphopt.targets.tvm.kernels import (
     matmul,
     pooling,
     register_tile,
-    transcendental,
+    softmax,
     winograd,
     winograd_loops,
 )
@@ -33,7 +33,7 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
 
 LEGALIZE: dict[str, Callable[..., Any]] = {
     **matmul.LEGALIZE,
-    **transcendental.LEGALIZE,
+    **softmax.LEGALIZE,
     **pooling.LEGALIZE,
     **concatenation.LEGALIZE,
     "relax.nn.conv2d": legalize_conv2d,

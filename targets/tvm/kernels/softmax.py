@@ -30,8 +30,8 @@ VECTORS = 4  # at a time: independent maxima and sums
 _LEAST = -87.3
 _ROUNDER = 12582912.0  # 1.5 · 2²³: a sum with it has no fraction, and its lowest bits hold the integer
 _ROUNDER_BITS = 0x4B400000
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-_COEFFICIENTS = (0.4999923, 0.16667115, 0.04189033, 0.0083125)
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+COEFFICIENTS = (0.4999923, 0.16667115, 0.04189033, 0.0083125)
 
 
 def softmax_kernel(rows: int, length: int) -> tirx.PrimFunc:
@@ -118,9 +118,9 @@ def _exponential(x: Any, lanes: int) -> Any:
     bits = T.Bind(tirx.reinterpret(integer, shifted))
     # by integers: TVM simplifies a + b - b to a, floats or not
     n = T.Bind(tirx.Cast(number, bits - _splat(tirx.const(_ROUNDER_BITS, "int32"), lanes)))
-    r = T.Bind(x - n * constant(_LN2_HIGH) - n * constant(_LN2_LOW))
+    r = T.Bind(x - n * constant(LN2_HIGH) - n * constant(LN2_LOW))
     square = T.Bind(r * r)
-    c2, c3, c4, c5 = map(constant, _COEFFICIENTS)
+    c2, c3, c4, c5 = map(constant, COEFFICIENTS)
     inner = c2 + c3 * r + square * (c4 + c5 * r)
     power = T.Bind(constant(1) + r + square * inner)
     exponent = bits << _splat(tirx.const(23, "int32"), lanes)
@@ -139,13 +139,16 @@ def _of(start: Any, lanes: int) -> Any:
     return start if lanes == 1 else tirx.Ramp(start, index(1), lanes)
 
 
-def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr | None:
-    """relax.nn.softmax of float32 along the last axis as the kernel; None for others."""
+def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """relax.nn.softmax of float32 along the last axis as the kernel; others by TVM's own legalization."""
     shape = call.ty.shape
     axis = int(call.attrs.axis)
     static = shape is not None and all(isinstance(extent, tirx.IntImm) and int(extent) > 0 for extent in shape)
     if str(call.ty.dtype.dtype) != "float32" or not static or axis not in (-1, len(shape) - 1):
-        return None
+        return call.op.get_attr("FLegalize")(builder, call)
     sizes = [int(extent) for extent in shape]
     kernel = builder.add_func(softmax_kernel(math.prod(sizes[:-1]), sizes[-1]), "softmax")
     return relax.call_tir(kernel, [call.args[0]], call.ty)
+
+
+LEGALIZE = {"relax.nn.softmax": legalize}

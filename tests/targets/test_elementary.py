@@ -1,0 +1,107 @@
+"""Elementary functions by arithmetic stay within the rounding of float32, over their whole range and at its ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from graphopt import ir as gir
+from graphopt.targets.arm.cores import CORES
+from graphopt.targets.tvm.codegen import lower_kernels, tvm_target
+from graphopt.targets.tvm.schedule import schedule
+from tests.targets import compiled
+from tests.targets.single_node import assert_as_onnxruntime
+
+EDGES = [0, -0.0, 1.2e-38, -1e-7, 100, -100, 88.7, -86.8, 3e38, -3e38, np.inf, -np.inf, np.nan]
+
+
+def model(operator: str, size: int, dtype: int = TensorProto.FLOAT) -> Any:
+    x, y = (helper.make_tensor_value_info(name, dtype, [size]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "function", [x], [y])
+    made = gir.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    gir.refresh_shapes(made)
+    return made
+
+
+def computed(operator: str, x: np.ndarray) -> np.ndarray:
+    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    return compiled.run(model(operator, x.size, dtype), {"x": x})["y"]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    made: np.ndarray = 1 / (1 + np.exp(-x))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("operator", "exact", "ends", "relative", "absolute"),
+    [
+        ("Exp", np.exp, (-86.9, 88.72), 3e-7, 0),
+        ("Exp", np.exp, (-1, 1), 2e-7, 0),
+        ("Log", np.log, (1e-37, 3e38), 2e-7, 0),
+        ("Log", np.log, (0.5, 2), 2e-7, 0),
+        ("Sigmoid", sigmoid, (-80, 80), 0, 1.2e-7),
+        ("Tanh", np.tanh, (-10, 10), 0, 3e-7),
+        ("Erf", np.vectorize(math.erf), (-5, 5), 0, 4e-7),
+    ],
+)
+def test_errors_over_the_range(
+    operator: str, exact: Callable[..., Any], ends: tuple[float, float], relative: float, absolute: float
+) -> None:
+    x = np.linspace(*ends, 50001).astype(np.float32)
+    found, expected = computed(operator, x).astype(np.float64), exact(x.astype(np.float64))
+    assert np.abs(found - expected).max() > 0  # not what numpy computes
+    assert (np.abs(found - expected) <= relative * np.abs(expected) + absolute).all()
+
+
+@pytest.mark.parametrize(
+    ("operator", "exact"),
+    [
+        *[("Exp", np.exp), ("Log", np.log), ("Sigmoid", sigmoid), ("Tanh", np.tanh)],
+        ("Erf", np.vectorize(math.erf)),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 5, 17])
+def test_ends_and_what_is_no_number(operator: str, exact: Callable[..., Any], size: int) -> None:
+    x = np.resize(np.array(EDGES, np.float32), -(-len(EDGES) // size) * size)
+    with np.errstate(all="ignore"):
+        expected = exact(x.astype(np.float64)).astype(np.float32)
+    found = np.concatenate([computed(operator, part) for part in x.reshape(-1, size)])
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_allclose(found, expected, rtol=3e-7, atol=4e-7)
+
+
+@pytest.mark.parametrize("operator", ["Exp", "Sigmoid", "Tanh", "Erf"])
+def test_float16_is_computed_in_float32(operator: str) -> None:
+    x = np.linspace(-9, 9, 101).astype(np.float16)
+    exact = {"Exp": np.exp, "Sigmoid": sigmoid, "Tanh": np.tanh, "Erf": np.vectorize(math.erf)}[operator]
+    expected = exact(x.astype(np.float64)).astype(np.float16)
+    found = computed(operator, x)
+    assert np.abs(found.view(np.int16) - expected.view(np.int16)).max() <= 1  # units in the last place
+
+
+@pytest.mark.parametrize("operator", ["Exp", "Log", "Sigmoid", "Tanh", "Erf", "Softplus", "Elu", "HardSwish"])
+def test_nothing_calls_libm(operator: str) -> None:
+    target = next(core for core in CORES if core.name == "cortex-a76")
+    low = compiled.lowered(model(operator, 64), target)
+    functions = {name: schedule(function, target) for name, function in low.functions.items()}
+    kernels, _ = lower_kernels(functions, tvm_target(target).with_host(tvm_target(target)))
+    text = "".join(function.script() for function in kernels.values())
+    assert not {name for name in ("exp", "log", "sigmoid", "tanh", "erf") if f"T.{name}(" in text}
+
+
+@pytest.mark.parametrize(("scale", "axis"), [(1, -1), (30, 1), (1000, 0)])
+def test_softmax(scale: float, axis: int) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 50)).astype(np.float32) * np.float32(scale)
+    assert_as_onnxruntime("Softmax", {"x": x}, axis=axis)
+
+
+def test_softmax_of_what_a_mask_excludes() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 9)).astype(np.float32)
+    x[1, 3:], x[2] = -np.inf, np.finfo(np.float32).min
+    assert_as_onnxruntime("Softmax", {"x": x})
