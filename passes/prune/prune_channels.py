@@ -22,6 +22,7 @@ from graphopt.analysis.channels import Channels, Group, Labels, channels
 from graphopt.analysis.quantization import quantized_node
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
+from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget
@@ -38,6 +39,13 @@ _RECORD = "graphopt.prune-channels.macs"  # metadata: the MACs that the model ha
 _WIDTHS = "graphopt.prune-channels.widths"  # and the width of each group, by `_keys`, as JSON
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 _TRIALS = 5  # of ratios, to hold a limit
+
+
+def _not_float32(graph: ir.Graph) -> ir.Node | None:
+    """The first product that computes in another type of float."""
+    others = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+    products = (node for node in graph if is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"))
+    return next((node for node in products if node.outputs[0].dtype in others), None)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,9 @@ class PruneChannels(Pass):
         self._check()
         if (quantized := quantized_node(model)) is not None:
             return PassResult(False, declined=(Declined(layer_name(quantized), "its weights are quantized already"),))
+        if (other := _not_float32(model.graph)) is not None:
+            reason = "it computes in another type than float32: prune before compute-float16"
+            return PassResult(False, declined=(Declined(layer_name(other), reason),))
         samples, limit = context.calibration, context.max_drop
         if samples is None or limit is None:
             return self._prune(model, context)
