@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 import graphopt.ir as graph_ir
 from graphopt import optimize, verify
 from graphopt.analysis.samples import probe_samples
+from graphopt.deploy.bundle import open_bundle
+from graphopt.deploy.toolchain import build_program, launcher, run_program
 from graphopt.deploy.verify import ROUNDED_TOLERANCE
 from graphopt.passes.quantize.quantize_dynamic import Per, QuantizeDynamic
 from graphopt.pipeline.base import PassContext
+from graphopt.targets.arm.cores import CORES
 from graphopt.targets.tvm.preparation import prepare
 from tests.passes.harness import outputs, parse
 from tests.targets import compiled
@@ -145,3 +150,44 @@ def test_a_bundle_that_was_quantized_on_samples_may_differ_by_a_step(tmp_path: P
 def test_a_bundle_for_arm_verifies(target: str, tmp_path: Path) -> None:
     result = optimize(network(), target, out=tmp_path / "out", name="net", quantize="dynamic-int8", jobs=1)
     assert verify(result.out, tolerance=1e-5).passed
+
+
+def test_three_multiply_adds_round_as_a_division() -> None:
+    random = np.random.default_rng(0)
+    ends = [1, 1.5, 1 + 2**-23, 2 - 2**-22]  # 2 - 2⁻²³, all ones, would fail
+    for step in np.concatenate([random.uniform(1, 2, 200), ends]).astype(np.float32):
+        ties = (np.arange(-255, 256, dtype=np.float32) + np.float32(0.5)) * step  # next to what rint decides
+        near = [np.nextafter(ties, np.float32(end)) for end in (-np.inf, np.inf)]
+        x = np.concatenate([ties, *near, random.uniform(-255, 255, 2000).astype(np.float32) * step])
+        reciprocal = np.float32(1) / step
+        nearly = x * reciprocal
+        # The product of two float32 is exact in float64, and so is its difference to x, which nearly cancels.
+        rest = (x.astype(np.float64) - nearly.astype(np.float64) * np.float64(step)).astype(np.float32)
+        wide = np.longdouble(nearly) + np.longdouble(rest) * np.longdouble(reciprocal)
+        np.testing.assert_array_equal(wide.astype(np.float32), x / step)
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("form", ["normal", "tiny", "huge", "all ones"])
+def test_arm_quantizes_to_the_bits_of_the_host(form: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(0, 1, 1000).astype(np.float32)
+    x *= np.float32({"tiny": 1e-33, "huge": 1e33}.get(form, 1))
+    if form == "all ones":
+        step = np.nextafter(np.float32(2), np.float32(1))
+        x = np.resize(np.concatenate([np.arange(256), np.arange(255) + 0.5]).astype(np.float32) * step, 1000)
+        assert x.max() / np.float32(255) == step
+    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])]
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1000])]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in "yz"]
+    outputs.insert(1, helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, None))
+    proto = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs), ir_version=9)
+    model = graph_ir.load(onnx.shape_inference.infer_shapes(proto))
+    expected = compiled.run(model, {"x": x})
+    target = next(core for core in CORES if core.name == "cortex-a76")
+    optimize(model, target=target.name, out=tmp_path / "made", name="net", jobs=1)
+    bundle = open_bundle(tmp_path / "made")
+    build_program(bundle.example, target, bundle.include, bundle.static, tmp_path / "example")
+    (tmp_path / "x").write_bytes(x.tobytes())
+    run_program((*launcher(target), str(tmp_path / "example"), "-o", str(tmp_path), str(tmp_path / "x")))
+    for i, spec in enumerate(bundle.outputs):
+        assert (tmp_path / f"output_{i}.bin").read_bytes() == expected[spec.name].tobytes()

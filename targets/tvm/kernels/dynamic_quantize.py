@@ -5,6 +5,12 @@
 
 with ties to even, in float32, operation by operation as ONNX Runtime computes it. The signed form, for kernels that
 multiply int8, gives q - 128 and z - 128: the same numbers.
+
+On AArch64 a quotient takes three multiply-adds, by the correctly rounded reciprocal r = 1 / s (P. Markstein, IA-64 and
+elementary functions, 2000, theorem 8.2). They give the float32 that a division gives, as long as nothing over- or
+underflows and the significand of s is not all ones.
+
+    h = x · r        x / s = h + (x - h · s) · r
 """
 
 from __future__ import annotations
@@ -54,11 +60,11 @@ def dynamic_quantize_kernel(quantize: DynamicQuantize, instructions: Instruction
         scale = T.arg("scale", T.buffer((1,), "float32", layout=None))
         zero_point = T.arg("zero_point", T.buffer((1,), quantize.dtype, layout=None))
         with T.sblock("root"):  # TVM looks for one in a kernel of one input
-            _emit(quantize, x, y, scale, zero_point)
+            _emit(quantize, instructions, x, y, scale, zero_point)
     return builder.get()
 
 
-def _emit(quantize: DynamicQuantize, x: Any, y: Any, scale: Any, zero_point: Any) -> None:
+def _emit(quantize: DynamicQuantize, instructions: Instructions, x: Any, y: Any, scale: Any, zero_point: Any) -> None:
     ends = IRBuilder.name("ends", T.alloc_buffer((2,), "float32", scope="local", layout=None))
     _find_ends(quantize.size, x, ends)
     low, high = T.Bind(ends[0]), T.Bind(ends[1])
@@ -69,19 +75,65 @@ def _emit(quantize: DynamicQuantize, x: Any, y: Any, scale: Any, zero_point: Any
     shift = T.Bind(level - tirx.const(128, "int32") if quantize.signed else level)
     T.buffer_store(scale, step, [index(0)])
     T.buffer_store(zero_point, tirx.Cast(quantize.dtype, shift), [index(0)])
-    least = -128 if quantize.signed else 0
 
-    def integers(start: Any, lanes: int) -> None:
+    def integers(start: Any, lanes: int, divided: Callable[[Any, int], Any]) -> None:
+        width = min(LANES, lanes)
+        offset = splat(T.Bind(shift - tirx.const(ROUNDER_BITS, "int32")), width)
         parts = []
         for first in range(0, lanes, LANES):
-            width = min(LANES, lanes)
-            steps = _rounded(x[vector(start + first, width)] / splat(step, width), width) + splat(shift, width)
-            steps = tirx.Max(steps, splat(tirx.const(least, "int32"), width))
-            steps = tirx.Min(steps, splat(tirx.const(least + 255, "int32"), width))
-            parts.append(steps)
-        store(y, start, tirx.Cast(wide(quantize.dtype, lanes), join(parts)), lanes)
+            number = divided(x[vector(start + first, width)], width)
+            parts.append(_rounded_bits(number, width) + offset)
+        store(y, start, _narrowed(quantize, instructions, parts, lanes), lanes)
 
-    _for_blocks(quantize.size, integers)
+    def by_division() -> None:
+        _for_blocks(quantize.size, lambda start, lanes: integers(start, lanes, lambda x, w: x / splat(step, w)))
+
+    if instructions is Instructions.PORTABLE or quantize.size < BLOCK:
+        by_division()
+        return
+    reciprocal, opposite = T.Bind(one / step), T.Bind(zero - step)
+
+    def corrected(number: Any, lanes: int) -> Any:
+        if lanes == 1:
+            return number / step
+        number = T.Bind(number)
+        nearly = T.Bind(number * splat(reciprocal, lanes))
+        rest = _fused(nearly, splat(opposite, lanes), number)
+        return _fused(rest, splat(reciprocal, lanes), nearly)
+
+    with T.If(_has_reciprocal(step)):
+        with T.Then():
+            _for_blocks(quantize.size, lambda start, lanes: integers(start, lanes, corrected))
+        with T.Else():
+            by_division()
+
+
+def _narrowed(quantize: DynamicQuantize, instructions: Instructions, parts: list[Any], lanes: int) -> Any:
+    """8-bit integers of int32 ones, saturated."""
+    if instructions is not Instructions.PORTABLE and lanes == BLOCK:
+        name = "sqxtn" if quantize.signed else "sqxtun"
+        halves = [T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", part) for part in parts]
+        pairs = [join(halves[i : i + 2]) for i in range(0, len(halves), 2)]
+        eights = [T.call_llvm_pure_intrin("int8x8", f"llvm.aarch64.neon.{name}.v8i8", pair) for pair in pairs]
+        narrow = join(eights)
+        return narrow if quantize.signed else tirx.reinterpret("uint8x16", narrow)
+    least, width = -128 if quantize.signed else 0, min(LANES, lanes)
+    low, high = (splat(tirx.const(end, "int32"), width) for end in (least, least + 255))
+    bounded = [tirx.Min(tirx.Max(part, low), high) for part in parts]
+    return tirx.Cast(wide(quantize.dtype, lanes), join(bounded))
+
+
+def _has_reciprocal(step: Any) -> Any:
+    """Whether quotients can be corrected: neither tiny nor huge, and its significand is not all ones (theorem 8.2)."""
+    ones = tirx.const(0x7FFFFF, "int32")
+    full = (tirx.reinterpret("int32", step) & ones) == ones
+    inside = tirx.And(step > tirx.const(2.0**-100, "float32"), step < tirx.const(2.0**100, "float32"))
+    return tirx.And(inside, tirx.Not(full))
+
+
+def _fused(a: Any, b: Any, c: Any) -> Any:
+    """a · b + c, rounded once."""
+    return T.call_llvm_pure_intrin("float32x4", "llvm.fma.v4f32", a, b, c)
 
 
 def _find_ends(size: int, x: Any, ends: Any) -> None:
@@ -124,5 +176,9 @@ def _for_blocks(size: int, body: Callable[[Any, int], None]) -> None:
 
 def _rounded(number: Any, lanes: int) -> Any:
     """The nearest int32, ties to even, of a float32 whose magnitude is below 2^22."""
-    bits = tirx.reinterpret(wide("int32", lanes), number + splat(tirx.const(ROUNDER, "float32"), lanes))
-    return bits - splat(tirx.const(ROUNDER_BITS, "int32"), lanes)
+    return _rounded_bits(number, lanes) - splat(tirx.const(ROUNDER_BITS, "int32"), lanes)
+
+
+def _rounded_bits(number: Any, lanes: int) -> Any:
+    """The same, with ROUNDER_BITS added."""
+    return tirx.reinterpret(wide("int32", lanes), number + splat(tirx.const(ROUNDER, "float32"), lanes))
