@@ -1,9 +1,9 @@
-"""Allocation: how many units each group gives, so that a given number of MACs is left.
+"""Allocation: how many units each group gives, so that a given budget of MACs, weights or time is left.
 
 uniform      the same fraction of each.
 global       all units are compared by their scores: a group goes as far as a common threshold lets it.
 sensitivity  by what the model's output loses, measured group by group at several widths: as in greedy solutions of a
-             knapsack, the next units come from the group where they cost least for each MAC that they save.
+             knapsack, the next units come from the group where they cost least for what they save.
 
 A group keeps at least a fraction of its units; where it is wide enough, a multiple of what the target's kernels like.
 """
@@ -61,7 +61,7 @@ def levels(width: int, *, least: float, multiple: int, before: int | None = None
 def uniform(
     candidates: Sequence[Candidate], widths: Sequence[int], budget: Budget, kept: Array, target: float
 ) -> Array:
-    """What stays, bool [count]: the smallest common fraction goes that leaves at most `target` MACs."""
+    """What stays, bool [count]: the smallest common fraction goes that leaves at most `target`."""
 
     def chosen(fraction: float) -> list[int]:
         return [
@@ -73,7 +73,7 @@ def uniform(
 
 
 def by_threshold(candidates: Sequence[Candidate], budget: Budget, kept: Array, target: float) -> Array:
-    """What stays, bool [count]: the smallest common threshold of the scores that leaves at most `target` MACs."""
+    """What stays, bool [count]: the smallest common threshold of the scores that leaves at most `target`."""
 
     def chosen(threshold: float) -> list[int]:
         return [
@@ -106,7 +106,7 @@ def _least(
 def by_loss(
     candidates: Sequence[Candidate], losses: Sequence[Array], budget: Budget, kept: Array, target: float
 ) -> Array:
-    """What stays, bool [count], with the least sum of losses that greed finds for at most `target` MACs.
+    """What stays, bool [count], with the least sum of losses that greed finds for at most `target`.
 
     Args:
         losses: of each candidate, at each of its levels: the noise that it adds to the model's output.

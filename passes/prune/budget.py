@@ -1,93 +1,67 @@
-"""How many multiply-accumulates are left when units go, without building the graph.
-
-The MACs of a layer are a product of sizes: each axis that loses positions scales them.
-"""
+"""How much of what is to be saved is left when units go, without building the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import enum
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.channels import Channels, Labels
-from graphopt.analysis.macs import UnknownSizeError, macs
-from graphopt.ir.reading import constant, is_standard
+from graphopt.analysis.channels import Channels
+from graphopt.passes.factorize.kernel_time import Kernels
+from graphopt.passes.prune import terms
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class _Product:
-    """`macs` of a node, and the units of each axis that they grow with."""
+class Saving(enum.Enum):
+    """What the fraction that goes is a fraction of."""
 
-    macs: float
-    axes: tuple[Labels, ...]
+    MACS = "macs"
+    PARAMS = "params"
+    BYTES = "bytes"
+    CHANNELS = "channels"
+    TIME = "time"
+
+
+_TERMS: Mapping[Saving, Callable[[ir.Model, Channels], Iterator[terms.Term]]] = {
+    Saving.MACS: terms.of_macs,
+    Saving.PARAMS: terms.of_params,
+    Saving.BYTES: terms.of_bytes,
+    Saving.CHANNELS: terms.of_channels,
+}
 
 
 class Budget:
-    """The MACs of a graph's main part as a function of the units that stay.
+    """What the main part of a model costs, as a function of the units that stay.
 
     Args:
-        graph: with static shapes.
+        model: with static shapes.
         found: its channels.
+        saving: what is counted.
+        kernels: of the target, for the estimate of time.
     """
 
-    def __init__(self, graph: ir.Graph, found: Channels) -> None:
-        self._products = [product for node in graph for product in _products(node, found)]
-        self._count = found.count
+    def __init__(
+        self, model: ir.Model, found: Channels, saving: Saving = Saving.MACS, kernels: Kernels | None = None
+    ) -> None:
+        if saving is Saving.TIME:
+            made = terms.of_time(model, found, kernels or Kernels())
+        else:
+            made = _TERMS[saving](model, found)
+        self._terms = list(made)
         self.total = self.left(np.ones(found.count, bool))
 
     def left(self, kept: Array) -> float:
-        """MACs when the units of `kept`, bool [count], stay."""
-        return float(sum(p.macs * np.prod([kept[units].mean() for units in p.axes]) for p in self._products))
+        """The cost when the units of `kept`, bool [count], stay."""
+        return float(sum(term.left(kept) for term in self._terms))
 
     def saved(self, kept: Array, units: Array) -> float:
-        """MACs that the removal of `units` saves beside what is gone already."""
-        without = kept.copy()
-        without[units] = False
-        touched = [p for p in self._products if any(np.isin(axis, units).any() for axis in p.axes)]
-        before = sum(p.macs * np.prod([kept[axis].mean() for axis in p.axes]) for p in touched)
-        return float(before - sum(p.macs * np.prod([without[axis].mean() for axis in p.axes]) for p in touched))
-
-
-def _products(node: ir.Node, found: Channels) -> Iterator[_Product]:
-    if not is_standard(node):
-        return
-    try:
-        count = macs(node)
-    except UnknownSizeError:
-        return
-    if not count:
-        return
-    if node.op_type in ("LSTM", "GRU", "RNN"):
-        weights = [node.inputs[1], node.inputs[2]]
-        sizes = [array.size if (array := constant(weight)) is not None else 0 for weight in weights]
-        for weight, size in zip(weights, sizes, strict=True):
-            yield _Product(count * size / max(sum(sizes), 1), _axes(weight, (1, 2), found))
-    elif node.op_type in ("Conv", "ConvTranspose"):
-        yield _Product(count, _axes(node.inputs[1], (0, 1), found))
-    else:
-        yield _Product(count, _of_matrices(node, found))
-
-
-def _axes(value: ir.Value | None, axes: tuple[int, ...], found: Channels) -> tuple[Labels, ...]:
-    return tuple(units for axis in axes if (units := found.units_of(value, axis)) is not None)
-
-
-def _of_matrices(node: ir.Node, found: Channels) -> tuple[Labels, ...]:
-    """Axes of the result, and the one that is summed over."""
-    output = node.outputs[0]
-    rank = len(output.shape) if output.shape is not None else 0
-    first = node.inputs[0]
-    size = len(first.shape) if first is not None and first.shape is not None else 1
-    summed = 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0 else size - 1
-    inner = found.units_of(first, summed)
-    if inner is None:
-        second = node.inputs[1]
-        depth = len(second.shape) if second is not None and second.shape is not None else 2
-        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
-        inner = found.units_of(second, 1 if transposed else max(depth - 2, 0))
-    return (*_axes(output, tuple(range(rank)), found), *(() if inner is None else (inner,)))
+        """What the removal of `units` saves beside what is gone already."""
+        gone = np.zeros(len(kept), bool)
+        gone[units] = True
+        without = kept & ~gone
+        touched = [term for term in self._terms if term.touches(gone)]
+        return float(sum(term.left(kept) - term.left(without) for term in touched))

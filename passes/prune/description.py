@@ -38,7 +38,7 @@ class GroupDescription:
 def describe_groups(model: ir.Model, *, hidden_width: bool = False) -> tuple[GroupDescription, ...]:
     """The groups of the main graph, in its order. Shapes are read as they are in the model."""
     found = channels(model.graph, hidden_width=hidden_width)
-    budget = Budget(model.graph, found)
+    budget = Budget(model, found)
     everything = np.ones(found.count, bool)
     rng = np.random.default_rng(0)  # for no importance that is used here
     described = []

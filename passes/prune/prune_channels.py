@@ -24,8 +24,9 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
 from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
-from graphopt.passes.prune.budget import Budget
+from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
@@ -35,8 +36,9 @@ from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, opti
 
 Array = np.ndarray[Any, Any]
 
-_RECORD = "graphopt.prune-channels.macs"  # metadata: the MACs that the model had before it was pruned
-_WIDTHS = "graphopt.prune-channels.widths"  # and the width of each group, by `_keys`, as JSON
+_RECORD = "graphopt.prune-channels."  # metadata: with the name of a saving, what the model cost before it was pruned
+_WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by `_keys`, as JSON
+_EXHAUSTED = "graphopt.prune-channels.exhausted"  # the options of a run that fell short of its ratio
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 _TRIALS = 5  # of ratios, to hold a limit
 
@@ -55,9 +57,10 @@ class PruneChannels(Pass):
     name: ClassVar[str] = "prune-channels"
     exact: ClassVar[bool] = False
 
-    ratio: float = option(0.3, "fraction of the MACs to remove")
+    ratio: float = option(0.3, "fraction to remove, of what `saving` says")
     importance: Importance = option(Importance.SURGEON, "what a channel is judged by; surgeon and activation need data")
     allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
+    saving: Saving = option(Saving.MACS, "what goes: MACs, params, bytes of weights, channels, or estimated time")
     reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
     steps: int = option(1, "in how many rounds")
     least: float = option(0.1, "fraction of its channels that each group keeps")
@@ -70,7 +73,7 @@ class PruneChannels(Pass):
     exclude: tuple[str, ...] = option((), "names of layers whose channels stay, with * and ?")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
-        """Prune the main graph to (1 - ratio) of the MACs that the model had before it was pruned first.
+        """Prune the main graph to (1 - ratio) of what the model cost before it was pruned first.
 
         Where the context limits what may be lost, less is removed if need be, found by bisection.
 
@@ -102,20 +105,28 @@ class PruneChannels(Pass):
             else:
                 high = ratio
         if best is None:
-            reason = f"removing {high:.3f} of the MACs costs more than the {100 * limit:.2f} points that are allowed"
+            reason = (
+                f"removing {high:.3f} of the {self.saving.value} costs more than the {100 * limit:.2f} points allowed"
+            )
             return PassResult(False, declined=(Declined("model", reason),))
         candidate, result = best
         if result.changed:
             model.graph = candidate.graph
+            model.metadata_props.clear()
             model.metadata_props.update(candidate.metadata_props)
         return replace(result, statistics={**result.statistics, "ratio-held": round(low, 4)})
 
     def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
-        before = Budget(model.graph, channels(model.graph)).total
-        start = float(model.metadata_props.get(_RECORD, before))
+        costs = _costs(model, context)
+        record = {kind: float(model.metadata_props.get(_RECORD + kind.value, costs[kind])) for kind in Saving}
+        before, start = costs[self.saving], record[self.saving]
         aim = (1 - self.ratio) * start
         if self.ratio == 0 or before <= aim * (1 + _CLOSE):
-            return PassResult(False, {"macs-left": 1.0 if not start else round(before / start, 4)})
+            return PassResult(False, _left(costs, record, self.saving))
+        if model.metadata_props.get(_EXHAUSTED) == self._limits(context):
+            return PassResult(
+                False, _left(costs, record, self.saving) | {"short-of-target": _short(before, start, aim)}
+            )
         plan = self if context.calibration is not None else self._without_data()
         statistics: dict[str, int | float | str] = {
             "importance": plan.importance.value,
@@ -143,14 +154,27 @@ class PruneChannels(Pass):
                 _, refused = reconstruct(original, model, whole, kept, few, settings, context.progress)
                 declined |= dict.fromkeys(refused)
         gone = int((~kept).sum())
-        after = Budget(model.graph, channels(model.graph)).total
-        if gone and start:
-            model.metadata_props.setdefault(_RECORD, repr(start))
+        costs = _costs(model, context)
+        short = costs[self.saving] > aim * (1 + _CLOSE)
+        if gone:
+            for kind in Saving:
+                model.metadata_props.setdefault(_RECORD + kind.value, repr(record[kind]))
             model.metadata_props[_WIDTHS] = json.dumps(widths, sort_keys=True)
-        statistics |= {"units-removed": gone, "macs-left": round(after / start, 4) if start else 1.0}
-        if after > aim * (1 + _CLOSE) and gone:
-            statistics["short-of-target"] = round(after / start - 1 + self.ratio, 4)
+            model.metadata_props.pop(_EXHAUSTED, None)
+            if short:
+                model.metadata_props[_EXHAUSTED] = self._limits(context)
+        statistics |= {"units-removed": gone, **_left(costs, record, self.saving)}
+        if short and gone:
+            statistics["short-of-target"] = _short(costs[self.saving], start, aim)
         return PassResult(gone > 0, statistics, tuple(declined))
+
+    def _limits(self, context: PassContext) -> str:
+        """What decides how far a run can go, whatever its ratio."""
+        limits = (self.saving.value, self.allocation.value, self.least, self._multiple(context), self.steps)
+        return json.dumps([*limits, self.hidden_width, self.exclude])
+
+    def _multiple(self, context: PassContext) -> int:
+        return self.multiple or (context.target.channel_multiple if context.target is not None else 1)
 
     def _check(self) -> None:
         for name, low, high in (("ratio", 0, 0.99), ("least", 0, 1), ("damping", 1e-9, 100)):
@@ -176,10 +200,10 @@ class PruneChannels(Pass):
     def _choose(
         self, model: ir.Model, found: Channels, target: float, widths: Mapping[str, int], context: PassContext
     ) -> tuple[Array, tuple[Declined, ...]]:
-        """The units that stay, bool [count], so that `target` MACs are left. `widths` before pruning, by `_keys`."""
+        """The units that stay, bool [count], so that `target` is left. `widths` before pruning, by `_keys`."""
         groups, declined = self._free(found)
-        budget = Budget(model.graph, found)
-        multiple = self.multiple or (context.target.channel_multiple if context.target is not None else 1)
+        budget = Budget(model, found, self.saving, _kernels(context))
+        multiple = self._multiple(context)
         measured, refused = self._observed(model, groups, found, context)
         rng = context.rng()
         before = {id(group): widths.get(key) for key, group in zip(_keys(found.groups), found.groups, strict=True)}
@@ -236,6 +260,33 @@ class PruneChannels(Pass):
         few = context.calibration.first(self.measured)
         found = losses(model, groups, candidates, measured, few, context.progress, refit=self.reconstruct)
         return by_loss(candidates, found, budget, kept, target)
+
+
+def _kernels(context: PassContext) -> Kernels:
+    if context.target is None:
+        return Kernels(multiple=1)
+    return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
+
+
+def _costs(model: ir.Model, context: PassContext) -> dict[Saving, float]:
+    """What the model costs now."""
+    found, kernels = channels(model.graph), _kernels(context)
+    return {saving: Budget(model, found, saving, kernels).total for saving in Saving}
+
+
+def _left(
+    costs: Mapping[Saving, float], record: Mapping[Saving, float], saving: Saving
+) -> dict[str, int | float | str]:
+    """The fractions that are left, of the MACs and of what is to be saved."""
+    return {
+        f"{kind.value}-left": round(costs[kind] / record[kind], 4) if record[kind] else 1.0
+        for kind in dict.fromkeys((Saving.MACS, saving))
+    }
+
+
+def _short(cost: float, start: float, aim: float) -> float:
+    """By which fraction the target is missed."""
+    return round((cost - aim) / start, 4) if start else 0.0
 
 
 def _keys(groups: Sequence[Group]) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import graphopt.ir as graph_ir
 from graphopt.analysis.channels import Channels, Role, channels
 from graphopt.analysis.execution import Session
+from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.surgery import remove_units
 from tests.passes.harness import parse
 from tests.passes.prune.random_networks import pictures, sequences
@@ -89,9 +90,12 @@ def check(model: ir.Model, seed: int) -> None:
     shape = [int(size) for size in model.graph.inputs[0].shape or ()]
     x = rng.standard_normal(shape).astype(np.float32)
     expected = run(model, x)
+    promised = {saving: Budget(model, found, saving).left(~gone) for saving in Saving}
     remove_units(model.graph, found, gone)
     graph_ir.refresh_shapes(model)
     graph_ir.verify(model)
+    again = channels(model.graph)
+    assert promised == pytest.approx({saving: Budget(model, again, saving).total for saving in Saving})
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
 
 
