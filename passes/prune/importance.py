@@ -1,10 +1,17 @@
 """Importance: in which order the units of a group should go, the least important first.
 
-What a unit is worth is reduced over everything that is coupled in it. `l1`, `l2` and `fpgm` look at the weights that
-make the channels (H. Li and others, Pruning filters for efficient convnets, 2017; Y. He and others, Filter pruning via
-geometric median, 2019), `lamp` divides their squares by what is left of the layer (J. Lee and others, Layer-adaptive
-sparsity, 2021), `activation` at what the readers get: weight times norm of the input (M. Sun and others, Wanda, 2024),
-`surgeon` at what the readers miss when they are refitted, one unit after the other (`readers`).
+What a unit is worth is reduced over everything that is coupled in it.
+
+l1, l2      the norm of the weights that make it (H. Li and others, Pruning filters for efficient convnets, 2017).
+fpgm        their distance to those of all other units (Y. He and others, Filter pruning via geometric median, 2019).
+lamp        ‖W_u‖² / Σ ‖W_v‖² over the units v of the group with ‖W_v‖ ≥ ‖W_u‖, which can be compared across groups: the
+            last unit of each has 1 (J. Lee and others, Layer-adaptive sparsity, 2021, by units). Within a group, as l2.
+scale       |γ| of the batch normalizations behind it (Z. Liu and others, Network slimming, 2017). Clean-up folds them
+            into the weights, so that the pass has to come before it.
+variance    of what the readers get: a channel that is constant can become a bias.
+magnitude   E|x| of what the readers get (A. Polyak and L. Wolf, Channel-level acceleration, 2015).
+activation  weight times norm of the input (M. Sun and others, Wanda, 2024).
+surgeon     what the readers miss when they are refitted, one unit after the other (`readers`).
 """
 
 from __future__ import annotations
@@ -17,8 +24,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.channels import Channels, Group, Role
-from graphopt.ir.reading import constant
+from graphopt.analysis.channels import Channels, Group, Role, Slot
+from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.prune.readers import Reader, blocks
 
 Array = np.ndarray[Any, Any]
@@ -31,12 +38,15 @@ class Importance(enum.Enum):
     L2 = "l2"
     FPGM = "fpgm"
     LAMP = "lamp"
+    SCALE = "scale"
+    VARIANCE = "variance"
+    MAGNITUDE = "magnitude"
     ACTIVATION = "activation"
     SURGEON = "surgeon"
     RANDOM = "random"
 
 
-NEEDS_DATA = frozenset({Importance.ACTIVATION, Importance.SURGEON})
+NEEDS_DATA = frozenset({Importance.VARIANCE, Importance.MAGNITUDE, Importance.ACTIVATION, Importance.SURGEON})
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,8 @@ class Ranking:
     """Of a group.
 
     order: its units, [width], the least important first.
-    scores: of each in that order: what is lost with it and those before it, relative to what the group does.
-        Rising.
+    scores: of each in that order, rising: what is lost with it and those before it, relative to what the group does; of
+        lamp the unit's own score, which has those above it in it.
     """
 
     order: Array
@@ -60,10 +70,28 @@ def rank(
         return _ranked(group, rng.random(group.width))
     if importance in NEEDS_DATA:
         mine = [readers[node] for node in dict.fromkeys(s.node for s in group.weights(Role.IN)) if node in readers]
+        if mine and importance is Importance.SURGEON:
+            return _surgeon(group, mine)
         if mine:
-            return _surgeon(group, mine) if importance is Importance.SURGEON else _activation(group, mine)
+            return _ranked(group, _by_features(group, mine, _OF_FEATURES[importance]))
         importance = Importance.L2
-    return _ranked(group, _by_weights(group, found, _OF_WEIGHTS[importance]))
+    if importance is Importance.SCALE:
+        return _ranked(group, _by_constants(group, found, _scales(group), _norm(1)))
+    slots = group.weights(Role.OUT) or group.slots
+    if importance is Importance.LAMP:
+        return _lamp(group, np.square(_by_constants(group, found, slots, _norm(2))))
+    return _ranked(group, _by_constants(group, found, slots, _OF_WEIGHTS[importance]))
+
+
+def why_not(group: Group, importance: Importance) -> str:
+    """Why the units of a group cannot be judged; nothing if they can."""
+    if importance is Importance.SCALE and not _scales(group):
+        return "no batch normalization behind them has a scale; clean-up folds it, so prune before"
+    return ""
+
+
+def _scales(group: Group) -> tuple[Slot, ...]:
+    return tuple(slot for slot in group.slots if is_standard(slot.node, "BatchNormalization") and slot.index == 1)
 
 
 def _ranked(group: Group, scores: Array) -> Ranking:
@@ -73,10 +101,11 @@ def _ranked(group: Group, scores: Array) -> Ranking:
     return Ranking(group.units[order], np.cumsum(shares[order]))
 
 
-def _by_weights(group: Group, found: Channels, score: Callable[[Array, Array, int], Array]) -> Array:
-    """The mean over the weights that make the channels, each relative to its own mean."""
+def _by_constants(
+    group: Group, found: Channels, slots: tuple[Slot, ...], score: Callable[[Array, Array, int], Array]
+) -> Array:
+    """The mean over the constants, of the scores of each relative to their mean."""
     total = np.zeros(group.width)
-    slots = group.weights(Role.OUT) or group.slots
     place = {int(unit): number for number, unit in enumerate(group.units)}
     for slot in slots:
         array, units = constant(slot.value), found.units_of(slot.value, slot.axis)
@@ -104,31 +133,51 @@ def _fpgm(rows: Array, numbers: Array, width: int) -> Array:
     return np.bincount(numbers, distances.sum(axis=1), width)
 
 
-def _lamp(rows: Array, numbers: Array, width: int) -> Array:
-    squares = np.bincount(numbers, np.square(rows).sum(axis=1), width)
+def _lamp(group: Group, squares: Array) -> Ranking:
     order = np.argsort(squares, kind="stable")
     left = np.cumsum(squares[order][::-1])[::-1]
-    scores = np.empty(width)
-    scores[order] = squares[order] / np.maximum(left, 1e-30)
-    return scores
+    return Ranking(group.units[order], squares[order] / np.maximum(left, 1e-30))
 
 
 _OF_WEIGHTS: Mapping[Importance, Callable[[Array, Array, int], Array]] = {
     Importance.L1: _norm(1),
     Importance.L2: _norm(2),
     Importance.FPGM: _fpgm,
-    Importance.LAMP: _lamp,
 }
 
 
-def _activation(group: Group, readers: list[Reader]) -> Ranking:
-    """Σ over the unit's features of ‖column of W‖² E[x²], relative to the sum."""
+def _by_features(group: Group, readers: list[Reader], score: Callable[[Reader], Array]) -> Array:
+    """The sum over the features of a unit, [groups, features] of each reader, relative to the sum of all."""
     total = np.zeros(group.width)
     for reader in readers:
-        power = np.square(reader.matrix).sum(axis=1) * np.diagonal(reader.gram, axis1=1, axis2=2)
+        power = score(reader)
         for number, part, features in blocks(reader, group.units):
             total[number] += power[part, features].sum() / max(float(power.sum()), 1e-30)
-    return _ranked(group, total)
+    return total
+
+
+def _activation(reader: Reader) -> Array:
+    """‖column of W‖² E[x²]."""
+    power: Array = np.square(reader.matrix).sum(axis=1) * np.diagonal(reader.gram, axis1=1, axis2=2)
+    return power
+
+
+def _variance(reader: Reader) -> Array:
+    squares = np.diagonal(reader.moments, axis1=1, axis2=2) / max(reader.count, 1)
+    found: Array = np.maximum(squares - np.square(reader.mean), 0)
+    return found
+
+
+def _magnitude(reader: Reader) -> Array:
+    found: Array = reader.magnitudes / max(reader.count, 1)
+    return found
+
+
+_OF_FEATURES: Mapping[Importance, Callable[[Reader], Array]] = {
+    Importance.ACTIVATION: _activation,
+    Importance.VARIANCE: _variance,
+    Importance.MAGNITUDE: _magnitude,
+}
 
 
 def _surgeon(group: Group, readers: list[Reader]) -> Ranking:

@@ -27,7 +27,7 @@ from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget, Saving
-from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank
+from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank, why_not
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
 from graphopt.passes.prune.sensitivity import losses
@@ -58,7 +58,9 @@ class PruneChannels(Pass):
     exact: ClassVar[bool] = False
 
     ratio: float = option(0.3, "fraction to remove, of what `saving` says")
-    importance: Importance = option(Importance.SURGEON, "what a channel is judged by; surgeon and activation need data")
+    importance: Importance = option(
+        Importance.SURGEON, "what a channel is judged by; variance, magnitude, activation and surgeon need data"
+    )
     allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
     saving: Saving = option(Saving.MACS, "what goes: MACs, params, bytes of weights, channels, or estimated time")
     reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
@@ -227,6 +229,8 @@ class PruneChannels(Pass):
                 declined.append(Declined(group.name, f"{group.width} channels stay: {group.protection[0]}"))
             elif any(fnmatchcase(str(slot.node.name), pattern) for slot in group.slots for pattern in self.exclude):
                 declined.append(Declined(group.name, f"{group.width} channels stay: excluded by the options"))
+            elif reason := why_not(group, self.importance):
+                declined.append(Declined(group.name, f"{group.width} channels stay: {reason}"))
             elif group.width > 1:
                 groups.append(group)
         return groups, declined

@@ -36,7 +36,7 @@ class Reader:
     matrix: W, [groups, outputs, features], float64.
     units: the unit of each feature, [groups, features].
     moments: Σ x xᵀ, [groups, features, features], and `count` of the columns.
-    totals: Σ x, [groups, features].
+    totals, magnitudes: Σ x and Σ |x|, [groups, features].
     """
 
     node: ir.Node
@@ -45,9 +45,10 @@ class Reader:
     moments: Array
     count: int = 0
     totals: Array = field(init=False)
+    magnitudes: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self.totals = np.zeros(self.moments.shape[:2])
+        self.totals, self.magnitudes = np.zeros(self.moments.shape[:2]), np.zeros(self.moments.shape[:2])
 
     @property
     def mean(self) -> Array:
@@ -119,6 +120,7 @@ def observe(
                 read = columns(reader.node, weight, array, places).astype(np.float32)
                 reader.moments += read.swapaxes(1, 2) @ read
                 reader.totals += read.sum(axis=1, dtype=np.float64)
+                reader.magnitudes += np.abs(read).sum(axis=1, dtype=np.float64)
                 reader.count += read.shape[1]
 
     if by_name:
