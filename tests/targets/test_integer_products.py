@@ -55,22 +55,25 @@ def check(model: Any, x: np.ndarray, expected: np.ndarray) -> None:
 def test_convolutions_are_bit_exact(data: Any) -> None:
     draw = data.draw
     random = np.random.default_rng(draw(st.integers(0, 1000)))
-    depthwise = draw(st.booleans())
-    inputs = draw(st.integers(1, 37))
-    outputs = inputs if depthwise else draw(st.integers(1, 37))
+    form = draw(st.sampled_from(["dense", "depthwise", "grouped"]))
+    inputs, outputs, group = draw(st.integers(1, 37)), draw(st.integers(1, 37)), 1
+    if form == "depthwise":
+        outputs = group = inputs
+    elif form == "grouped":
+        group, inputs, outputs = (draw(st.sampled_from(sizes)) for sizes in ([2, 3, 5], [1, 3, 8], [1, 7, 17]))
+        inputs, outputs = inputs * group, outputs * group
     kernel, strides, dilations = (tuple(draw(st.integers(1, most)) for _ in range(2)) for most in (3, 2, 2))
     pads = tuple(draw(st.integers(0, 2)) for _ in range(4))
     sizes = tuple(draw(st.integers(5, 9)) for _ in range(2))
     extreme = draw(st.booleans())
     qx = draw(activations(0.05))
     x = values(random, qx.dtype, (draw(st.integers(1, 2)), inputs, *sizes), extreme)
-    weights = values(random, np.int8, (outputs, 1 if depthwise else inputs, *kernel), extreme)
+    weights = values(random, np.int8, (outputs, inputs // group, *kernel), extreme)
     per_channel = draw(st.booleans())
     weight_scale = random.uniform(0.001, 0.01, outputs if per_channel else 1).astype(np.float32)
     weight_scale = weight_scale if per_channel else weight_scale.reshape(())
     bias = random.integers(-5000, 5000, outputs, np.int32) if draw(st.booleans()) and per_channel else None
     qy = draw(activations(0.5))
-    group = inputs if depthwise else 1
     clip = draw(st.sampled_from([None, ("Relu", ()), ("Clip", (-3.0, 6.0))]))
     model = layer_model(
         "Conv", x, qx, weights, weight_scale, bias, qy, weight_axis=0, activation=clip, group=group,
@@ -169,7 +172,6 @@ def _expected(sums: np.ndarray, qx: Activation, weight_scale: np.ndarray, qy: Ac
 @pytest.mark.parametrize(
     ("operator", "shape", "weights", "attributes", "reason"),
     [
-        ("Conv", (1, 4, 5, 5), (6, 2, 1, 1), {"group": 2}, "it is a grouped convolution"),
         ("Conv", (1, 2, 3, 3, 3), (2, 2, 1, 1, 1), {}, "it has 3 spatial dimensions"),
         ("Gemm", (3, 4), (4, 5), {"alpha": 0.5}, "it has alpha, beta or a transposed left factor"),
     ],
@@ -187,3 +189,23 @@ def test_what_has_no_kernel_stays_in_float_with_the_reason(
     assert left.name == "layer" and left.reason.startswith(reason)
     assert [node.op_type for node in prepared.graph] == [node.op_type for node in model.graph]
     assert gir.fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "group", "kernel"),
+    [(6, 4, 2, (1, 1)), (12, 51, 3, (3, 3)), (40, 80, 5, (1, 3)), (3, 9, 3, (2, 2))],
+)
+def test_grouped_convolutions_are_bit_exact(inputs: int, outputs: int, group: int, kernel: tuple[int, int]) -> None:
+    random = np.random.default_rng(group)
+    qx, qy = Activation(np.uint8, 0.05, 77), Activation(np.int8, 0.4, -9)
+    x = values(random, np.uint8, (2, inputs, 7, 5), True)
+    weights = values(random, np.int8, (outputs, inputs // group, *kernel), True)
+    scale = random.uniform(0.001, 0.01, outputs).astype(np.float32)
+    bias = random.integers(-5000, 5000, outputs, np.int32)
+    strides, pads, dilations = (2, 1), (1, 0, 2, 1), (1, 2)
+    model = layer_model(
+        "Conv", x, qx, weights, scale, bias, qy, weight_axis=0, group=group, strides=strides, pads=pads,
+        dilations=dilations,
+    )  # fmt: skip
+    sums = convolution_sums(x, weights, qx.zero_point, strides, pads, dilations, group) + bias
+    check(model, x, np.moveaxis(_expected(sums, qx, scale, qy, None), -1, 1))

@@ -54,7 +54,7 @@ PARALLEL_MACS = 1 << 18  # below, waking a thread costs more than it saves
 
 @dataclass(frozen=True)
 class IntegerProduct:
-    """What a kernel is made for: a convolution over `window`, of `columns` output channels.
+    """What a kernel is made for: a convolution over `window`, of `columns` output channels in each of its groups.
 
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
@@ -80,22 +80,37 @@ class IntegerProduct:
 
     @property
     def panels(self) -> int:
+        """Of each group: a panel has columns of one group."""
         return -(-self.columns // PANEL)
 
     @property
+    def all_panels(self) -> int:
+        return self.window.groups * self.panels
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.panels, len(self.window.runs), self.run // GROUP, PANEL, GROUP)
+        return (self.all_panels, len(self.window.runs), self.run // GROUP, PANEL, GROUP)
 
     @property
     def macs(self) -> int:
-        return math.prod(self.window.output) * self.columns * len(self.window.runs) * self.run
+        return math.prod(self.window.output) * self.all_columns * len(self.window.runs) * self.run
+
+    @property
+    def all_columns(self) -> int:
+        return self.window.groups * self.columns
+
+    def padded(self, of_columns: np.ndarray) -> np.ndarray:
+        """Elements for all columns, those of each group padded to whole panels."""
+        grouped = of_columns.reshape(self.window.groups, self.columns)
+        return np.pad(grouped, ((0, 0), (0, self.panels * PANEL - self.columns))).reshape(-1)
 
 
 def pack_weights(weights: np.ndarray, window: Window) -> np.ndarray:
-    """int8 [columns, height, width, channels] as [panel][run][k / 4][16][4]."""
-    columns = weights.shape[0]
-    runs = weights.reshape(columns, len(window.runs), window.run)
-    padded = np.pad(runs, ((0, -columns % PANEL), (0, 0), (0, -window.run % GROUP)))
+    """int8 [columns, height, width, channels of a group] as [panel][run][k / 4][16][4]."""
+    columns = weights.shape[0] // window.groups
+    runs = weights.reshape(window.groups, columns, len(window.runs), window.run)
+    padded = np.pad(runs, ((0, 0), (0, -columns % PANEL), (0, 0), (0, -window.run % GROUP)))
+    padded = padded.reshape(-1, *padded.shape[2:])
     grouped = padded.reshape(-1, PANEL, len(window.runs), padded.shape[2] // GROUP, GROUP)
     return np.ascontiguousarray(grouped.transpose(0, 2, 3, 1, 4))
 
@@ -110,9 +125,11 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
         T.func_attr({"op_pattern": 8, "tirx.noalias": False})
         x = T.arg("x", T.buffer((window.input_size,), "int8", layout=None))
         weights = T.arg("weights", T.buffer((math.prod(product.weight_shape),), "int8", layout=None))
-        bias = T.arg("bias", T.buffer((product.panels * PANEL,), "int32", layout=None))
-        factors = [T.arg(name, T.buffer((product.panels * PANEL,), "float32", layout=None)) for name in product.factors]
-        y = T.arg("y", T.buffer((math.prod(window.output) * product.columns,), product.result, layout=None))
+        bias = T.arg("bias", T.buffer((product.all_panels * PANEL,), "int32", layout=None))
+        factors = [
+            T.arg(name, T.buffer((product.all_panels * PANEL,), "float32", layout=None)) for name in product.factors
+        ]
+        y = T.arg("y", T.buffer((math.prod(window.output) * product.all_columns,), product.result, layout=None))
         source, image = padded_input(window, x, overrun=product.run - window.run)
         tile = Tile(product, instructions, source, weights, bias, factors, y)
         rows, height = most_rows(instructions), window.output[0] * window.output[1]
@@ -146,7 +163,7 @@ def _for_tiles(
     """
     whole, rest = divmod(product.columns, PANEL)
     parallel = product.macs >= PARALLEL_MACS
-    parts = equal_parts(width, most, _costs(product.columns)) if parallel and height == 1 else 1
+    parts = equal_parts(width, most, _costs(product.columns) * product.window.groups) if parallel and height == 1 else 1
     part = width // parts
     tiles = -(-part // most)
     small, more = divmod(part, tiles)  # the first `more` tiles have one pixel more
@@ -158,22 +175,25 @@ def _for_tiles(
                 return
             with T.serial(index(count)) as number:
                 column = begin + (number * size + first)
-                emit(pixel(y_row, column), step, y_row * width + column, panel, columns, size)
+                start = pixel(y_row, column)
+                if product.window.groups > 1:
+                    start = start + panel // product.panels * (product.window.image[3] // product.window.groups)
+                emit(start, step, y_row * width + column, panel, columns, size)
 
         run_tiles(0, more, small + 1)
         run_tiles(more * (small + 1), tiles - more, small)
 
-    with (T.parallel if parallel else T.serial)(index(height * parts * product.panels)) as task:
-        row, panel = task // product.panels, task % product.panels
+    with (T.parallel if parallel else T.serial)(index(height * parts * product.all_panels)) as task:
+        row, panel = task // product.all_panels, task % product.all_panels
         y_row, begin = (row, index(0)) if parts == 1 else (index(0), row * part)
         if not rest or not whole:
             rows_of(panel, rest or PANEL, y_row, begin)
         else:
-            with T.If(panel < whole):
+            with T.If(panel % product.panels < whole if product.window.groups > 1 else panel < whole):
                 with T.Then():
                     rows_of(panel, PANEL, y_row, begin)
                 with T.Else():
-                    rows_of(index(whole), rest, y_row, begin)
+                    rows_of(panel if product.window.groups > 1 else index(whole), rest, y_row, begin)
 
 
 def _costs(columns: int) -> list[int]:
@@ -224,8 +244,12 @@ class Tile:
         return [[T.Bind(f[vector(channel + j * LANES, LANES)]) for j in range(vectors)] for f in self.factors]
 
     def place(self, row: Any, channel: Any) -> Any:
-        """Where a result lies in y."""
-        return row * self.product.columns + channel
+        """Where a result lies in y; `channel` counts the padding of the groups' last panels."""
+        product = self.product
+        padding = product.panels * PANEL - product.columns
+        if product.window.groups > 1 and padding:
+            channel = channel - channel // (product.panels * PANEL) * padding
+        return row * product.all_columns + channel
 
     def _store(self, at: Any, totals: list[Any], factors: list[list[Any]], columns: int) -> None:
         """One row of results, as vectors of LANES, of which `columns` are elements of y."""

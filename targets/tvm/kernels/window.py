@@ -20,7 +20,8 @@ PARALLEL_BYTES = 1 << 17  # of a padded copy; below, waking a thread costs more 
 class Window:
     """A window of `kernel` pixels, `dilations` apart, moved by `strides` over [batch, height, width, channels].
 
-    `pads`: top, left, bottom, right. Outside of the image lies `padding`, the zero point of the input.
+    `pads`: top, left, bottom, right. Outside of the image lies `padding`, the zero point of the input. A group of
+    output channels reads one of `groups` equal parts of the channels.
     """
 
     image: tuple[int, int, int, int]  # batch, height, width, channels
@@ -29,6 +30,7 @@ class Window:
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     padding: int = 0
+    groups: int = 1
 
     @property
     def input_size(self) -> int:
@@ -54,7 +56,7 @@ class Window:
     @property
     def whole_rows(self) -> bool:
         """Whether a row of the window is contiguous in memory."""
-        return self.dilations[1] == 1 or self.kernel[1] == 1
+        return (self.groups == 1 and self.dilations[1] == 1) or self.kernel[1] == 1
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -67,7 +69,7 @@ class Window:
     @property
     def run(self) -> int:
         """How many elements each part has."""
-        return self.image[3] * (self.kernel[1] if self.whole_rows else 1)
+        return self.image[3] // self.groups * (self.kernel[1] if self.whole_rows else 1)
 
     @property
     def run_offsets(self) -> tuple[int, ...]:

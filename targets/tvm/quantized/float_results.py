@@ -39,11 +39,11 @@ def rewrite_to_float(node: ir.Node, editor: Editor) -> str | None:
     if reason is not None or x is None or w is None:
         return reason
     convolution = node.op_type == "Conv"
-    reason = unfit_convolution(node, x, w) if convolution else unfit_matrix_product(node, x, w)
+    reason = unfit_convolution(x) if convolution else unfit_matrix_product(node, x, w)
     if reason is not None:
         return reason
     if convolution and node.attributes.get_int("group", 1) > 1:
-        return "it is a depthwise convolution, and its result is not quantized"
+        return "it is a grouped convolution, and its result is not quantized"
     axis = 0 if convolution or node.attributes.get_int("transB", 0) == 1 else 1
     found = scaled_weights(x, w, axis)
     if isinstance(found, str):

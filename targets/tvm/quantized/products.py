@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, pack_depthwise_weights
-from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, pack_weights
+from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, pack_weights
 from graphopt.targets.tvm.kernels.requantize import ROUNDER_BITS, may_be_lifted
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.cluster import Cluster
@@ -51,7 +51,7 @@ def rewrite_convolution(cluster: Cluster, editor: Editor) -> str | None:
     reason = unfit_factors(x, w)
     if reason is not None or x is None or w is None:
         return reason
-    reason = unfit_convolution(node, x, w)
+    reason = unfit_convolution(x)
     if reason is not None:
         return reason
     shape, kernel = shape_of(x.integers), shape_of(w.integers)
@@ -62,13 +62,14 @@ def rewrite_convolution(cluster: Cluster, editor: Editor) -> str | None:
     window = window_of(node, shape, kernel[2:], x.signed_zero_point)
     source = editor.channels_last(x.integers)
     kernel_last = np.moveaxis(found.weights, 1, -1)  # [out, (height,) width, in]
-    if group == 1:
-        product = IntegerProduct(window, kernel[0], cluster.bounds, found.pairs, lifted=found.lifted)
-        made = _emit(editor, cluster, product, source, pack_weights(kernel_last, window), found, product.panels * PANEL)
-    else:
+    if group == shape[1] == kernel[0] and group > 1:
         depthwise = IntegerDepthwise(window, cluster.bounds, found.pairs, found.lifted)
         packed = pack_depthwise_weights(kernel_last[..., 0])
-        made = _emit(editor, cluster, depthwise, source, packed, found, kernel[0])
+        made = emit_product(editor, cluster, depthwise, source, packed, found)
+    else:
+        window = replace(window, groups=group)
+        product = IntegerProduct(window, kernel[0] // group, cluster.bounds, found.pairs, lifted=found.lifted)
+        made = emit_product(editor, cluster, product, source, pack_weights(kernel_last, window), found)
     editor.replace(cluster.result.integers, made, channels_last=True)
     return None
 
@@ -91,28 +92,26 @@ def rewrite_matrix_product(cluster: Cluster, editor: Editor) -> str | None:
     window = Window((1, 1, int(np.prod(rows)), depth), padding=x.signed_zero_point)
     product = IntegerProduct(window, found.weights.shape[0], cluster.bounds, found.pairs, lifted=found.lifted)
     packed = pack_weights(found.weights.reshape(-1, 1, 1, depth), window)
-    made = _emit(editor, cluster, product, editor.int8(x.integers), packed, found, product.panels * PANEL)
+    made = emit_product(editor, cluster, product, editor.int8(x.integers), packed, found)
     editor.replace(cluster.result.integers, made, channels_last=False)
     return None
 
 
-def _emit(
+def emit_product(
     editor: Editor,
     cluster: Cluster,
     kernel: IntegerProduct | IntegerDepthwise,
     source: ir.Value,
     packed: np.ndarray,
     factors: Factors,
-    channels: int,
 ) -> ir.Value:
     """The integers of the result, in the kernel's layout."""
     name = cluster.layer
-    padding = (0, channels - len(factors.bias))
-    constants = [
-        editor.constant(packed, f"{name}.weights"),
-        editor.constant(np.pad(factors.bias, padding), f"{name}.bias"),
-        editor.constant(np.pad(factors.multipliers, padding), f"{name}.multipliers"),
-    ]
+    vectors = {"bias": factors.bias, "multipliers": factors.multipliers}
+    if isinstance(kernel, IntegerProduct):
+        vectors = {kind: kernel.padded(vector) for kind, vector in vectors.items()}
+    constants = [editor.constant(packed, f"{name}.weights")]
+    constants += [editor.constant(vector, f"{name}.{kind}") for kind, vector in vectors.items()]
     shape = shape_of(cluster.result.integers)
     if cluster.node.op_type == "Conv":
         shape = (shape[0], *shape[2:], shape[1])
@@ -131,13 +130,10 @@ def unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
     return None
 
 
-def unfit_convolution(node: ir.Node, x: Quantized, w: Quantized) -> str | None:
+def unfit_convolution(x: Quantized) -> str | None:
     """Why a Conv has no integer kernel, if it has none."""
-    shape, kernel = shape_of(x.integers), shape_of(w.integers)
-    if len(shape) not in (3, 4):
-        return f"it has {len(shape) - 2} spatial dimensions; integer kernels have one or two"
-    group = _integer(node, "group", 1)
-    return None if group == 1 or group == shape[1] == kernel[0] else "it is a grouped convolution"
+    dimensions = len(shape_of(x.integers)) - 2
+    return None if dimensions in (1, 2) else f"it has {dimensions} spatial dimensions; integer kernels have one or two"
 
 
 def unfit_matrix_product(node: ir.Node, x: Quantized, w: Quantized) -> str | None:
