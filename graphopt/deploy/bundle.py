@@ -119,7 +119,7 @@ def open_bundle(folder: str | Path) -> Bundle:
 
 
 def _macs(report: Mapping[str, Any]) -> tuple[int, ...]:
-    macs = {layer["name"]: int(layer["macs"]) for layer in report.get("layers", ())}
+    macs = {layer["name"]: int(layer["macs"] or 0) for layer in report.get("layers", ())}  # null: unknown
     calls = report["library"].get("calls", ())
     return tuple(sum(macs.get(node, 0) for node in call["nodes"]) for call in calls)
 
