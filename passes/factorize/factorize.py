@@ -21,12 +21,13 @@ from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.costs import Saving, cost_of
+from graphopt.passes.factorize.forms import Form, Method, forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
-from graphopt.passes.factorize.ranks import Candidate, Saving, by_energy, by_loss, candidate, cost
+from graphopt.passes.factorize.ranks import Candidate, best_candidate, by_energy, by_loss
 from graphopt.passes.factorize.sensitivity import losses, lower
-from graphopt.passes.factorize.splitting import split
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
@@ -61,6 +62,9 @@ class Factorize(Pass):
     ratio: float = option(0.2, "fraction to remove of what `saving` names")
     saving: Saving = option(Saving.MACS, "what is saved: macs, bytes (of weights), or time (estimated for the target)")
     energy: float | None = option(None, "instead of a ratio: fraction of its output's energy that each layer keeps")
+    method: Method = option(
+        Method.AUTO, "svd, spatial, tucker2, decoupled, or auto: of each layer the one that saves most"
+    )
     whitened: bool = option(True, "weigh errors by what the layer reads, not alike in all directions; needs data")
     most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
     least_saved: float = option(0.005, "fraction of the model's cost that a layer must save at its lowest rank")
@@ -130,7 +134,7 @@ class Factorize(Pass):
             return float(whole.weight_bytes)
         found, _ = layers(model.graph, ())
         kernels = _kernels(context)
-        known = sum(cost(each, None, kernels, Saving.TIME) for each in found)
+        known = cost_of([each.product for each in found], kernels, Saving.TIME)
         return known + kernels.of_products(max(whole.macs - sum(each.macs for each in found), 0))
 
     def _plan(self, model: ir.Model, whole: float, context: PassContext) -> _Plan:
@@ -143,9 +147,10 @@ class Factorize(Pass):
             covariance, mean = _spread(each, reader)
             if reader is None and context.calibration is not None and self.whitened:
                 declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
-            result = candidate(
+            along = _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None)
+            result = best_candidate(
                 each,
-                _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None),
+                forms_of(each, self.method, covariance if self.whitened else None, along),
                 kernels,
                 self.saving,
                 self.multiple or (context.target.channel_multiple if context.target is not None else 1),
@@ -230,19 +235,19 @@ class Factorize(Pass):
             lower(each.layer.node, each, rank, mean)
         if self.refit and context.calibration is not None and chosen:
             settings = Settings(self.patches, self.damping, context.seed)
-            constraints = {each.layer.node: _of_rank(rank) for each, rank, _ in chosen}
+            constraints = {each.layer.node: _of_rank(each.form, rank) for each, rank, _ in chosen}
             few = context.calibration.first(self.samples)
             _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints)
             declined += refused
         for each, rank, _ in chosen:
-            split(model.graph, each.layer.node, rank)
+            each.form.split(model.graph, each.layer.node, rank)
         saved = sum(each.saved[each.ranks.index(rank)] for each, rank, _ in chosen)
         if chosen:
             model.metadata_props.setdefault(_RECORD + self.saving.value, repr(start))
             model.metadata_props[_RECORD + "asked"] = self._asked
         statistics: dict[str, int | float | str] = {
             "layers-factored": len(chosen),
-            "ranks": ", ".join(f"{each.layer.name} {rank} of {each.layer.full_rank}" for each, rank, _ in chosen),
+            "ranks": ", ".join(_described(each, rank) for each, rank, _ in chosen),
             f"{self.saving.value}-left": round((before - saved) / start, 4) if start else 1.0,
         }
         if self.energy is None and before - saved > (1 - ratio) * start * (1 + _CLOSE):
@@ -273,9 +278,14 @@ def _directions(layer: Layer, reader: Reader | None, covariance: Array | None) -
     return directions(layer.matrix, covariance, mean)
 
 
-def _of_rank(rank: int) -> Constraint:
+def _described(each: Candidate, rank: int) -> str:
+    kind = "" if each.form.method is Method.SVD else f" {each.form.method.value}"
+    return f"{each.layer.name}{kind} {rank} of {each.form.full_rank}"
+
+
+def _of_rank(form: Form, rank: int) -> Constraint:
     def projected(matrix: Array, covariance: Array) -> Array:
-        return directions(matrix[0], covariance[0]).projected(matrix[0], rank)[None]
+        return form.nearest(matrix[0], covariance[0], rank)[None]
 
     return projected
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graphopt.ir.reading import constant, is_standard, static_shape
 from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.costs import Product
 from graphopt.passes.prune.readers import MOST_FEATURES, Reader
 from graphopt.passes.quantize.patches import to_matrix, why_not
 from graphopt.pipeline.base import Declined
@@ -58,6 +59,12 @@ class Layer:
     def macs(self) -> int:
         """Multiply-accumulates of one run."""
         return int(self.matrix.size) * self.places
+
+    @property
+    def product(self) -> Product:
+        """What the kernels see."""
+        outputs, features = self.matrix.shape
+        return Product(outputs, features, self.places, self.line, self.winograd)
 
     def reader(self) -> Reader | None:
         """What sums up the second moments of its input; None where there are too many features."""

@@ -7,28 +7,20 @@ where it costs the model's output least for what it saves.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from graphopt.passes.factorize.costs import Saving, cost_of
+from graphopt.passes.factorize.forms import Form
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer
-from graphopt.passes.factorize.low_rank import Directions
 
 Array = np.ndarray[Any, Any]
 
 _MOST_RANKS = 24  # of a layer, that are compared
-
-
-class Saving(enum.Enum):
-    """What the fraction that goes is a fraction of."""
-
-    MACS = "macs"
-    BYTES = "bytes"
-    TIME = "time"
 
 
 @dataclass(frozen=True)
@@ -39,50 +31,52 @@ class Candidate:
     """
 
     layer: Layer
-    directions: Directions
+    form: Form
     ranks: tuple[int, ...]
     lost: tuple[float, ...]
     saved: tuple[float, ...]
 
 
-def cost(layer: Layer, rank: int | None, kernels: Kernels, saving: Saving) -> float:
-    """Of the layer as it is (rank None), or of its two factors: MACs, bytes of the weight, or estimated cycles."""
-    outputs, features = layer.matrix.shape
-    elements: int = outputs * features if rank is None else rank * (outputs + features)
-    if saving is Saving.MACS:
-        return float(elements) * layer.places
-    if saving is Saving.BYTES:
-        return 4.0 * elements
-    if rank is None:
-        return kernels.window(layer.places, features, outputs, layer.line, winograd=layer.winograd)
-    first = kernels.window(layer.places, features, rank, layer.line, winograd=layer.winograd)
-    return first + kernels.cycles(layer.places, rank, outputs)
-
-
 def candidate(
-    layer: Layer, found: Directions, kernels: Kernels, saving: Saving, multiple: int, most_lost: float
+    layer: Layer, form: Form, kernels: Kernels, saving: Saving, multiple: int, most_lost: float
 ) -> Candidate | str:
     """The ranks of a layer that pay, or why there is none."""
-    step = multiple if layer.full_rank >= 2 * multiple else 1
-    now, whole = (cost(layer, None, kernels, kind) for kind in (Saving.TIME, saving))
+    step = multiple if form.full_rank >= 2 * multiple else 1
+    now, whole = (cost_of([layer.product], kernels, kind) for kind in (Saving.TIME, saving))
+
+    def cost(rank: int, kind: Saving) -> float:
+        return cost_of(form.products(rank), kernels, kind)
+
     cheaper = [
         rank
-        for rank in range(step, layer.full_rank, step)
-        if cost(layer, rank, kernels, Saving.TIME) < now and cost(layer, rank, kernels, saving) < whole
+        for rank in range(step, form.full_rank, step)
+        if cost(rank, Saving.TIME) < now and cost(rank, saving) < whole
     ]
     if not cheaper:
-        least = cost(layer, step, kernels, Saving.TIME)
-        return f"two factors of rank {step} take an estimated {least:,.0f} cycles, and the layer {now:,.0f}"
-    ranks = [rank for rank in reversed(cheaper) if found.lost(rank) <= most_lost]
+        least, factors = cost(step, Saving.TIME), len(form.products(step))
+        count = {2: "two", 3: "three"}[factors]
+        return f"{count} factors of rank {step} take an estimated {least:,.0f} cycles, and the layer {now:,.0f}"
+    ranks = [rank for rank in reversed(cheaper) if form.lost(rank) <= most_lost]
     if not ranks:
-        lost = 100 * found.lost(cheaper[-1])
+        lost = 100 * form.lost(cheaper[-1])
         return (
             f"rank {cheaper[-1]}, the largest that takes less time, loses {lost:.1f} % of its output's energy, "
             f"more than {100 * most_lost:.1f} %"
         )
     ranks = [ranks[i] for i in sorted({round(i) for i in np.linspace(0, len(ranks) - 1, min(len(ranks), _MOST_RANKS))})]
-    saved = tuple(whole - cost(layer, rank, kernels, saving) for rank in ranks)
-    return Candidate(layer, found, tuple(ranks), tuple(map(found.lost, ranks)), saved)
+    saved = tuple(whole - cost(rank, saving) for rank in ranks)
+    return Candidate(layer, form, tuple(ranks), tuple(map(form.lost, ranks)), saved)
+
+
+def best_candidate(
+    layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Saving, multiple: int, most_lost: float
+) -> Candidate | str:
+    """Of the form that saves most within `most_lost`; why there is none, as the first form says."""
+    found = [candidate(layer, form, kernels, saving, multiple, most_lost) for form in forms]
+    paying = [each for each in found if isinstance(each, Candidate)]
+    if paying:
+        return max(paying, key=lambda each: each.saved[-1])
+    return found[0] if found else "the method has no form for such a layer"
 
 
 def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: float) -> list[int | None]:

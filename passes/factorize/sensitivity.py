@@ -68,7 +68,7 @@ def lower(node: ir.Node, candidate: Candidate, rank: int, mean: Array | None) ->
     if before is None:
         return
     matrix = candidate.layer.matrix
-    lowered = candidate.directions.projected(matrix, rank)
+    lowered = candidate.form.projected(matrix, rank)
     set_constant(node, 1, from_matrix(node, lowered[None], before.shape).astype(np.float32))
     if mean is None:
         return

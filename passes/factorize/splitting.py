@@ -54,3 +54,100 @@ def split(graph: ir.Graph, node: ir.Node, rank: int) -> None:
     graph.insert_before(node, before)
     before.metadata_props[MARK] = "first"
     node.metadata_props[MARK] = "second"
+
+
+def split_spatial(graph: ir.Graph, node: ir.Node, rank: int) -> None:
+    """Replace W of a Conv by k×1 to `rank` channels and 1×k, whose product is nearest to it."""
+    weight = _weight(node)
+    outputs, channels, high, wide = weight.shape
+    left, right = factors(weight.transpose(0, 3, 1, 2).reshape(outputs * wide, -1), rank)
+    down = right.reshape(rank, channels, high, 1)
+    along = left.reshape(outputs, wide, rank).transpose(0, 2, 1).reshape(outputs, rank, 1, wide)
+    window = _window(node, 2)
+    first = {name: _only(values, 0) for name, values in window.items()}
+    second = {name: _only(values, 1) for name, values in window.items()}
+    inner = _before(graph, node, node.inputs[0], down, first, "first")
+    _become(node, inner, along, second)
+
+
+def split_tucker2(graph: ir.Graph, node: ir.Node, rank: int, inner_rank: int) -> None:
+    """Replace W of a Conv by 1×1 to `inner_rank` channels, the window from these to `rank`, and 1×1."""
+    weight = _weight(node)
+    outputs, channels, *size = weight.shape
+    left, right = factors(weight.reshape(outputs, -1), rank)
+    window = right.reshape(rank, channels, *size)
+    core, first = factors(window.swapaxes(0, 1).reshape(channels, -1).T, inner_rank)
+    ones = (1,) * len(size)
+    core = core.reshape(rank, *size, inner_rank)
+    inner = _before(graph, node, node.inputs[0], first.reshape(inner_rank, channels, *ones), {}, "first")
+    middle = _before(graph, node, inner, np.moveaxis(core, -1, 1), _window(node, len(size)), "core")
+    _become(node, middle, left.reshape(outputs, rank, *ones), {})
+
+
+def split_decoupled(graph: ir.Graph, node: ir.Node, rank: int) -> None:
+    """Replace W of a Conv by `rank` depthwise windows of each channel, and 1×1: nearest to it channel by channel."""
+    weight = _weight(node)
+    outputs, channels, *size = weight.shape
+    pairs = [factors(weight[:, channel].reshape(outputs, -1), rank) for channel in range(channels)]
+    windows = np.concatenate([right for _, right in pairs]).reshape(channels * rank, 1, *size)
+    mixing = np.concatenate([left for left, _ in pairs], axis=1).reshape(outputs, channels * rank, *(1,) * len(size))
+    inner = _before(graph, node, node.inputs[0], windows, _window(node, len(size)), "first")
+    depthwise = inner.producer()
+    if depthwise is not None:
+        depthwise.attributes["group"] = ir.AttrInt64("group", channels)
+    _become(node, inner, mixing, {})
+
+
+def _weight(node: ir.Node) -> Array:
+    weight = constant(node.inputs[1])
+    if weight is None:
+        raise ValueError(f"{node.op_type} '{node.name}' has no constant weight")
+    return weight
+
+
+def _window(node: ir.Node, axes: int) -> dict[str, tuple[int, ...]]:
+    """Strides, dilations and pads of a Conv."""
+    defaults = {"strides": (1,) * axes, "dilations": (1,) * axes, "pads": (0,) * (2 * axes)}
+    return {name: tuple(node.attributes.get_ints(name, default)) for name, default in defaults.items()}
+
+
+def _only(values: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Of the window along one of two axes; along the other it is a single place."""
+    neutral = 1 if len(values) == 2 else 0
+    return tuple(value if number % 2 == axis else neutral for number, value in enumerate(values))
+
+
+def _before(
+    graph: ir.Graph,
+    node: ir.Node,
+    read: ir.Value | None,
+    weight: Array,
+    window: dict[str, tuple[int, ...]],
+    place: str,
+) -> ir.Value:
+    """A Conv without a bias, put before `node`; what it makes."""
+    base = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.outputs[0].name)
+    made = ir.Value(name=fresh_name(graph, f"{node.outputs[0].name}/{place}"), type=node.outputs[0].type)
+    attributes = {"kernel_shape": weight.shape[2:], **window}
+    conv = ir.Node(
+        "",
+        "Conv",
+        [read, add_initializer(graph, base, np.ascontiguousarray(weight, np.float32))],
+        attributes=[ir.AttrInt64s(name, values) for name, values in attributes.items()],
+        outputs=[made],
+        name=f"{node.name or node.op_type}/{place}",
+    )
+    conv.metadata_props[MARK] = place
+    graph.insert_before(node, conv)
+    return made
+
+
+def _become(node: ir.Node, read: ir.Value, weight: Array, window: dict[str, tuple[int, ...]]) -> None:
+    """Make `node` the last factor, with its bias."""
+    for name in _WINDOW:
+        node.attributes.pop(name, None)
+    for name, values in {"kernel_shape": weight.shape[2:], **window}.items():
+        node.attributes[name] = ir.AttrInt64s(name, values)
+    set_constant(node, 1, np.ascontiguousarray(weight, np.float32))
+    node.replace_input_with(0, read)
+    node.metadata_props[MARK] = "last"

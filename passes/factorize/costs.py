@@ -1,0 +1,43 @@
+"""What a layer costs, or the layers that it becomes, in what is to be saved."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graphopt.passes.factorize.kernel_time import Kernels
+
+
+class Saving(enum.Enum):
+    """What the fraction that goes is a fraction of."""
+
+    MACS = "macs"
+    BYTES = "bytes"
+    TIME = "time"
+
+
+@dataclass(frozen=True)
+class Product:
+    """[outputs, features] times `places` columns in one run.
+
+    line: places in one line of a picture, where a window covers several; else 0.
+    winograd: whether it is a window that Winograd's algorithm serves.
+    """
+
+    outputs: int
+    features: int
+    places: int
+    line: int = 0
+    winograd: bool = False
+
+
+def cost_of(products: Iterable[Product], kernels: Kernels, saving: Saving) -> float:
+    """Of all products together: MACs, bytes of weights, or estimated cycles."""
+    if saving is Saving.MACS:
+        return float(sum(each.outputs * each.features * each.places for each in products))
+    if saving is Saving.BYTES:
+        return 4.0 * sum(each.outputs * each.features for each in products)
+    return sum(
+        kernels.window(each.places, each.features, each.outputs, each.line, winograd=each.winograd) for each in products
+    )
