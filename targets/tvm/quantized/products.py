@@ -104,8 +104,9 @@ def emit_product(
     source: ir.Value,
     packed: np.ndarray,
     factors: Factors,
+    made: tuple[int, ...] | None = None,
 ) -> ir.Value:
-    """The integers of the result, in the kernel's layout."""
+    """The integers of the result, in the kernel's layout; of the shape `made`, if that is not the cluster's."""
     name = cluster.layer
     vectors = {"bias": factors.bias, "multipliers": factors.multipliers}
     if isinstance(kernel, IntegerProduct):
@@ -115,7 +116,7 @@ def emit_product(
     shape = shape_of(cluster.result.integers)
     if cluster.node.op_type == "Conv":
         shape = (shape[0], *shape[2:], shape[1])
-    return emit_kernel(cluster, editor, kernel, [source, *constants], shape)
+    return emit_kernel(cluster, editor, kernel, [source, *constants], made or shape)
 
 
 def unfit_factors(x: Quantized | None, w: Quantized | None) -> str | None:
@@ -178,13 +179,17 @@ def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None
     found = scaled_weights(x, w, axis)
     if isinstance(found, str):
         return found
-    weights, product_scale = found
+    steps = bias_steps(bias, found[1])
+    return steps if isinstance(steps, str) else factors_of(cluster, x, *found, steps)
+
+
+def factors_of(
+    cluster: Cluster, x: Quantized, weights: np.ndarray, product_scale: np.ndarray, steps: np.ndarray
+) -> Factors | str:
+    """The constants of a product with these weights, output channels first, the scales of their products, and bias."""
     multipliers = (product_scale / cluster.result.scale).astype(np.float32)
     if not (np.isfinite(multipliers).all() and (multipliers >= np.finfo(np.float32).tiny).all()):
         return "the ratio of its scales is not a normal number"
-    steps = _bias_steps(bias, product_scale)
-    if isinstance(steps, str):
-        return steps
     start = start_of_sums(weights, steps, x.signed_zero_point)
     if isinstance(start, str):
         return start
@@ -193,7 +198,7 @@ def _factors(cluster: Cluster, x: Quantized, w: Quantized, bias: ir.Value | None
     return Factors(weights.astype(np.int8), start + np.int32(ROUNDER_BITS if lifted else 0), multipliers, lifted)
 
 
-def _bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
+def bias_steps(bias: ir.Value | None, scale: np.ndarray) -> np.ndarray | str:
     """The bias in steps of `scale`, the scale of the products: int64 [channels]."""
     if bias is None or not bias.name:
         return np.zeros(len(scale), np.int64)

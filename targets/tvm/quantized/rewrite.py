@@ -26,6 +26,7 @@ from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, r
 from graphopt.targets.tvm.quantized.normalizations import rewrite_layer_norm, rewrite_softmax
 from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
+from graphopt.targets.tvm.quantized.transposed import rewrite_transposed
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     **dict.fromkeys(MOVEMENTS, rewrite_movement),
@@ -34,6 +35,7 @@ CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     "AveragePool": rewrite_average_pool,
     "Concat": rewrite_concat,
     "Conv": rewrite_convolution,
+    "ConvTranspose": rewrite_transposed,
     "Gemm": rewrite_matrix_product,
     "LayerNormalization": rewrite_layer_norm,
     "MatMul": rewrite_matrix_product,
