@@ -23,6 +23,7 @@ from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples
 from graphopt.errors import UsageError
 from graphopt.formatting import Report, to_json
+from graphopt.inspection import cleaned, rank_table
 from graphopt.losses import LastFloats, accuracy_drop
 from graphopt.output_folder import check_destination, replacing
 from graphopt.pipeline.base import Pass, PassContext, Progress, silent
@@ -190,6 +191,8 @@ def optimize(
         clock.lap("passes")
         accuracy = accuracy_drop(original, work, samples, classes, resolved, notices)
         noise = floats.noise(work, samples)
+        factored = any(item.name == "factorize" for item in resolved.passes)
+        ranks = rank_table(cleaned(original, PassContext(target=description)), description) if factored else None
         del original, floats
         clock.lap("accuracy")
 
@@ -213,6 +216,7 @@ def optimize(
                 library=library,
                 library_name=library_name,
                 noise=noise,
+                ranks=ranks,
                 warnings=dict.fromkeys(notices),
             )
             (folder / "recipe.toml").write_text(text, encoding="utf-8")

@@ -183,6 +183,9 @@ def inspect(
     groups: Annotated[
         bool, typer.Option("--groups", help="List the channels that can only be pruned together.")
     ] = False,
+    ranks: Annotated[
+        bool, typer.Option("--ranks", help="List how low the ranks of weights are, and what two factors would save.")
+    ] = False,
     text: Annotated[
         bool, typer.Option("--ir", help="Print the graph as text, its shapes as --shape binds them.")
     ] = False,
@@ -203,6 +206,7 @@ def inspect(
             labels=labels,
             samples=samples,
             groups=groups,
+            ranks=ranks,
             progress=progress,
         )
     console.print_warnings(result.report["warnings"])

@@ -123,7 +123,7 @@ def _storage(storage: Report | None) -> tuple[str, ...]:
 
 
 def print_inspected(report: Report) -> None:
-    """A model: its layers, what passes could do, its totals, quantization, interface, sensitivity and groups."""
+    """A model: its layers, what passes could do, its totals, quantization, interface, sensitivity, groups and ranks."""
     console = _console(sys.stdout)
     layers = _table("layers", "#", "layer", "operator", "outputs", "MACs", "params", "weights", "written", "notes")
     for index, layer in enumerate(report["layers"], start=1):
@@ -144,6 +144,8 @@ def print_inspected(report: Report) -> None:
         console.print(_sensitivity(report["sensitivity"]))
     if report["groups"] is not None:
         console.print(_groups(report["groups"]))
+    if report["ranks"] is not None:
+        console.print(_ranks(report["ranks"]))
 
 
 def print_compared(result: CompareResult) -> None:
@@ -284,6 +286,28 @@ def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def _ranks(ranks: Iterable[Mapping[str, Any]]) -> Table:
+    title = (
+        "ranks of weights; energy: left outside of rank 0 to the full one; below it the ranks that keep 90, 95, 99 %"
+    )
+    kept = ("90 %", "95 %", "99 %")
+    table = _table(title, "layer", "matrix", "energy left out", "pays below", *kept)
+    for layer in ranks:
+        bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in layer["profile"][::2])
+        cells = [
+            f"{saving['rank']} ({100 * saving['macs']:+.0f} % MACs)".replace("+", "−", 1)
+            if saving["macs"] > 0
+            else str(saving["rank"])
+            for saving in layer["savings"]
+        ]
+        matrix = f"{layer['outputs']} × {layer['features']}"
+        _row(table, layer["layer"], matrix, bars, layer["break_even"] or "never", *cells)
+    return table
+
+
 def _outputs(outputs: Iterable[Mapping[str, Any]], title: str) -> Table:
     rows = list(outputs)
     noted = any(output["note"] for output in rows)
@@ -304,8 +328,8 @@ def _table(title: str, *columns: str) -> Table:
 
 _NUMERIC = frozenset(
     "#|A|B|L1d|L2|MACs|SQNR, dB|after|before|change|channels|declined|in float|instructions|small weights"
-    "|largest error|least|lost accuracy|lost agreement|most|nodes|ns|on integers|params|relative|relative error"
-    "|same top-1|share|vector|weights|written".split("|")
+    "|largest error|least|lost accuracy|lost agreement|matrix|most|nodes|ns|on integers|params|pays below|relative"
+    "|relative error|same top-1|share|vector|weights|written|90 %|95 %|99 %|cycles|MACs a cycle|MACs per ns".split("|")
 )
 
 

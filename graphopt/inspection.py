@@ -26,6 +26,7 @@ from graphopt.pipeline.registry import PASSES, TARGETS, load_plugin
 from graphopt.pipeline.report import Snapshot, build_report
 from graphopt.pipeline.spec import format_spec, parse_spec
 from graphopt.source import Source, collected_warnings, file_bytes, title
+from graphopt.targets.base import TargetDescription
 
 _PROBES = 4  # inputs made up for a comparison
 
@@ -91,6 +92,7 @@ def inspect(
     labels: str | os.PathLike[str] | np.ndarray[Any, Any] | None = None,
     samples: int | None = None,
     groups: bool = False,
+    ranks: bool = False,
     progress: Progress = silent,
 ) -> InspectResult:
     """Look at a model: what its layers cost, and what each pass on its own could do to it.
@@ -104,6 +106,7 @@ def inspect(
         calib, labels: as for `optimize`; for the sensitivity alone.
         samples: on how many samples each layer is run, 32 by default; ranges are taken from all.
         groups: list the channels that can only be pruned together, after clean-up.
+        ranks: list how fast the singular values of each layer fall, and what a low rank would save, after clean-up.
         plugins, progress: as for `optimize`.
 
     Raises:
@@ -138,14 +141,15 @@ def inspect(
             data = calib if isinstance(calib, Samples) else load_samples(calib, loaded)
             classes = labels if labels is None or isinstance(labels, np.ndarray) else load_labels(Path(labels))
             context = PassContext(target=description, calibration=data, labels=classes, progress=progress)
-            measured = _sensitivity(_cleaned(loaded, context), context, samples)
+            measured = _sensitivity(cleaned(loaded, context), context, samples)
         report = build_report(
             "inspect",
             before,
             passes=records,
             target=description,
             sensitivity=measured,
-            groups=_groups(_cleaned(loaded, PassContext(target=description))) if groups else None,
+            groups=_groups(cleaned(loaded, PassContext(target=description))) if groups else None,
+            ranks=rank_table(cleaned(loaded, PassContext(target=description)), description) if ranks else None,
             warnings=dict.fromkeys(notices),
         )
     return InspectResult(loaded, report)
@@ -161,12 +165,13 @@ def _check_data(sensitivity: bool, calib: object, labels: object, samples: int |
         raise UsageError(f"--samples is {samples}, expected 1 at least")
 
 
-def _cleaned(model: ir.Model, context: PassContext) -> ir.Model:
+def cleaned(model: ir.Model, context: PassContext) -> ir.Model:
+    """A copy after the exact passes that run by default."""
     from graphopt.passes.cleanup import DEFAULT
 
-    cleaned = graph_ir.clone(model)
-    run_passes(cleaned, [parse_spec(spec) for spec in DEFAULT], context, compare=False)
-    return cleaned
+    work = graph_ir.clone(model)
+    run_passes(work, [parse_spec(spec) for spec in DEFAULT], context, compare=False)
+    return work
 
 
 def _groups(model: ir.Model) -> list[Report]:
@@ -174,6 +179,15 @@ def _groups(model: ir.Model) -> list[Report]:
     from graphopt.passes.prune.description import describe_groups
 
     return [dataclasses.asdict(group) for group in describe_groups(model)]
+
+
+def rank_table(model: ir.Model, target: TargetDescription | None) -> list[Report]:
+    """How low the ranks of the layers are, in the types of JSON."""
+    from graphopt.passes.factorize.description import describe_ranks
+    from graphopt.passes.factorize.kernel_time import Kernels
+
+    kernels = Kernels() if target is None else Kernels.of(target.vector_bits, target.channel_multiple)
+    return [dataclasses.asdict(layer) for layer in describe_ranks(model, kernels)]
 
 
 def _sensitivity(model: ir.Model, context: PassContext, samples: int | None) -> Report:

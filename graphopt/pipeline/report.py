@@ -89,6 +89,7 @@ def build_report(
     noise: Mapping[str, float] | None = None,
     sensitivity: Mapping[str, Any] | None = None,
     groups: Sequence[Mapping[str, Any]] | None = None,
+    ranks: Sequence[Mapping[str, Any]] | None = None,
     warnings: Iterable[str] = (),
 ) -> Report:
     """Put a report together.
@@ -105,6 +106,7 @@ def build_report(
         noise: SQNR in dB by layer, of those that were measured.
         sensitivity: what quantizing one layer alone costs, in the types of JSON, where that was measured.
         groups: the coupled groups of channels, in the types of JSON, where they were asked for.
+        ranks: how low the rank of each layer's weight is, likewise.
     """
     final = after or before
     return {
@@ -120,6 +122,7 @@ def build_report(
         "quantization": final.quantization,
         "sensitivity": None if sensitivity is None else plain(sensitivity),
         "groups": None if groups is None else plain(groups),
+        "ranks": None if ranks is None else plain(ranks),
         "passes": [_pass(record) for record in passes],
         "layers": _layers(final, passes if after is not None else (), library, noise or {}),
         "library": None if library is None else _library(library, library_name),

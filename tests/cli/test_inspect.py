@@ -124,6 +124,29 @@ def test_groups_are_listed_with_what_protects_them(tmp_path: Path, run: Run) -> 
     assert json.loads(run("inspect", tmp_path / "two.onnx", "--json").stdout)["groups"] is None
 
 
+def test_ranks_are_listed_with_what_they_would_save(tmp_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[64,96] x) => (float[64,128] y) {
+        [low] h = MatMul(x, w0) [full] y = MatMul(h, w1) }"""
+    proto = onnx.parser.parse_model(text)
+    weights = {"w0": rng.normal(size=(96, 8)) @ rng.normal(size=(8, 128)), "w1": np.eye(128)}
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    onnx.save(proto, tmp_path / "two.onnx")
+    low, full = json.loads(run("inspect", tmp_path / "two.onnx", "--ranks", "--json").stdout)["ranks"]
+    assert (low["layer"], low["outputs"], low["features"], low["full_rank"]) == ("low", 128, 96, 96)
+    assert (
+        low["profile"][0] == 1 and low["profile"] == sorted(low["profile"], reverse=True) and low["profile"][-1] < 1e-9
+    )
+    assert 8 < low["break_even"] < 96 * 128 / (96 + 128)
+    best = low["savings"][-1]
+    assert best["rank"] == 8 and best["macs"] == pytest.approx(1 - 8 * (96 + 128) / (96 * 128)) == best["params"]
+    assert [saving["rank"] for saving in full["savings"]] == [116, 122, 127] and full["savings"][0]["macs"] < 0
+    shown = run("inspect", tmp_path / "two.onnx", "--ranks").stdout
+    assert "ranks of weights" in shown and "−85 % MACs" in shown and "█" in shown
+    assert json.loads(run("inspect", tmp_path / "two.onnx", "--json").stdout)["ranks"] is None
+
+
 def test_compare_finds_equal_models_equal(model: Path, run: Run) -> None:
     result = json.loads(run("compare", model, model, "--json").stdout)
     assert result["same"] and result["interface"] == "" and result["operators"] == {}

@@ -84,6 +84,7 @@ def full_report(folder: Path, **changes: Any) -> dict[str, Any]:
         "noise": {"first": 31.25, "second": float("inf")},
         "sensitivity": SENSITIVITY,
         "groups": GROUPS,
+        "ranks": RANKS,
         "warnings": ["something"],
     }
     return build_report("optimize", before, **(arguments | changes))
@@ -94,6 +95,13 @@ GROUPS = [
      "protection": []},
     {"name": "second", "width": 4, "makers": ["second"], "readers": [], "macs": 16, "least": 1.0, "most": 1.0,
      "protection": ["they reach the output 'y'"]},
+]  # fmt: skip
+
+RANKS = [
+    {"layer": "first", "op": "MatMul", "outputs": 4, "features": 4, "full_rank": 4, "break_even": 1,
+     "profile": [1.0, 0.25, 0.0], "savings": [{"energy": 0.9, "rank": 2, "macs": -0.5, "params": 0.25}]},
+    {"layer": "second", "op": "MatMul", "outputs": 4, "features": 4, "full_rank": 4, "break_even": 0,
+     "profile": [1.0, 0.75, 0.0], "savings": [{"energy": 0.9, "rank": 2, "macs": -0.5, "params": 0.25}]},
 ]  # fmt: skip
 
 SENSITIVITY = {
