@@ -19,7 +19,21 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt.errors import GraphoptError
-from graphopt.formatting import TOTALS, Report, change, count, number, plain, shape, si, size, to_json, worst
+from graphopt.formatting import (
+    TOTALS,
+    Report,
+    change,
+    change_of,
+    count,
+    is_partial,
+    number,
+    plain,
+    shape,
+    si,
+    size,
+    to_json,
+    worst,
+)
 from graphopt.interruption import interruptible
 
 if TYPE_CHECKING:
@@ -153,8 +167,8 @@ def print_compared(result: CompareResult) -> None:
     console = _console(sys.stdout)
     table = _table("", "", "A", "B", "change")
     for key, title, form in TOTALS:
-        sides = (result.first.totals[key], result.second.totals[key])
-        _row(table, title, *(_FORMS[form](side) for side in sides), change(*sides))
+        totals = (result.first.totals, result.second.totals)
+        _row(table, title, *(_total(sums, key, form) for sums in totals), change_of(*totals, key))
     for op, sides in result.operators.items():
         _row(table, op, *map(str, sides), change(*sides))
     console.print(table)
@@ -219,15 +233,16 @@ def print_targets(found: Iterable[TargetDescription]) -> None:
 _FORMS = {"count": count, "si": si, "size": size}
 
 
+def _total(totals: Mapping[str, Any], key: str, form: str) -> str:
+    return ("≥ " if is_partial(totals, key) else "") + _FORMS[form](totals[key])
+
+
 def _totals(report: Report) -> Table:
     before, after = report["totals"]["before"], report["totals"]["after"]
     table = _table(report["model"]["name"], "", "before", "after", "change") if after else _table("totals", "", "")
     for key, title, form in TOTALS:
-        write = _FORMS[form]
-        cells = (
-            (write(before[key]), write(after[key]), change(before[key], after[key])) if after else (write(before[key]),)
-        )
-        _row(table, title, *cells)
+        sides = [_total(sums, key, form) for sums in (before, after) if sums]
+        _row(table, title, *sides, *([change_of(before, after, key)] if after else []))
     return table
 
 

@@ -20,6 +20,17 @@ TOTALS = (
 )
 
 
+def is_partial(totals: Mapping[str, Any], key: str) -> bool:
+    """Whether a total lacks layers whose shapes are not known, so that it is a lower bound."""
+    return bool(totals["uncounted"]) and key in ("macs", "activation_bytes")
+
+
+def change_of(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
+    """How a total changed, in words; '–' where one of both is a lower bound."""
+    partial = is_partial(before, key) or is_partial(after, key)
+    return "–" if partial else change(before[key], after[key])
+
+
 def to_json(report: Report | Sequence[Report]) -> str:
     """The report as text: two blanks of indent, keys in the schema's order, a final newline."""
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

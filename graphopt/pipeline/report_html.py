@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphopt.analysis.quantization import FLOAT
-from graphopt.formatting import TOTALS, Report, change, count, number, shape, share, si, size, worst
+from graphopt.formatting import TOTALS, Report, change_of, count, is_partial, number, shape, share, si, size, worst
 
 
 def to_html(report: Report) -> str:
@@ -41,9 +41,11 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "si": si, "size": size, "count": count, "shape": shape, "share": share, "change": change, "number": number,
+        "si": si, "size": size, "count": count, "shape": shape, "share": share, "change_of": change_of,
+        "number": number,
         "worst": worst,
     }  # fmt: skip
+    environment.tests["partial"] = is_partial
     return environment
 
 

@@ -19,11 +19,12 @@ import graphopt
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import AccuracyDrop
 from graphopt.analysis.comparison import OutputComparison
-from graphopt.formatting import plain, to_json
+from graphopt.formatting import change_of, plain, to_json
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.report import SCHEMA_FILE, SCHEMA_VERSION, Snapshot, build_report, tool_versions
+from graphopt.pipeline.report_html import to_html
 from graphopt.targets.base import Library, TensorSpec
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
@@ -262,3 +263,12 @@ def test_every_field_of_the_schema_is_in_the_documentation() -> None:
     }
     missing = sorted(name for name in fields if f"`{name}`" not in text)
     assert not missing
+
+
+def test_a_total_without_some_layers_is_a_lower_bound_and_has_no_change(tmp_path: Path) -> None:
+    report = full_report(tmp_path)
+    report["totals"]["before"] |= {"macs": 20, "uncounted": 3}
+    page = to_html(report)
+    assert "≥ 20" in page and "without layers of unknown shape" in page
+    before, after = report["totals"]["before"], report["totals"]["after"]
+    assert change_of(before, after, "macs") == "–" != change_of(before, after, "nodes")
