@@ -77,7 +77,7 @@ class PruneWeights(Pass):
     exact: ClassVar[bool] = False
 
     sparsity: float = option(0.5, "fraction of the weights that are zero afterwards, where no pattern is given")
-    threshold: Threshold = option(Threshold.LAYER, "of magnitudes: of each layer, one for all, or one of LAMP's scores")
+    threshold: Threshold = option(Threshold.LAMP, "of magnitudes: of each layer, one for all, or one of LAMP's scores")
     pattern: str = option("", "n:m, as 2:4: of each m weights along the summed axis n stay")
     exclude: tuple[str, ...] = option((), "names of layers whose weights stay, with * and ?")
 

@@ -7,7 +7,7 @@ products in whole vectors alone. Layers that only move or map numbers take no ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.channels import Channels, Labels, Role
+from graphopt.analysis.channels import Channels, Labels
 from graphopt.analysis.cost import layer_costs
 from graphopt.analysis.macs import UnknownSizeError, dims, macs
 from graphopt.ir.reading import constant, is_standard
@@ -81,11 +81,32 @@ def of_bytes(model: ir.Model, found: Channels) -> Iterator[Term]:
 
 
 def of_channels(model: ir.Model, found: Channels) -> Iterator[Term]:
-    """Channels that layers make, added up over the layers."""
-    for slot in dict.fromkeys(slot for group in found.groups for slot in group.weights(Role.OUT)):
-        units = found.units_of(slot.value, slot.axis)
+    """Channels that products, convolutions and recurrences have, added up over these layers."""
+    for node in model.graph:
+        if not is_standard(node, *_WIDE):
+            continue
+        units = found.units_of(*_WIDE[node.op_type](node))
         if units is not None:
             yield _product(len(units), (Extent(len(units), units),))
+
+
+def _columns(node: ir.Node) -> tuple[ir.Value | None, int]:
+    """Of a constant matrix on the right; a product of two computed values has none."""
+    weight = node.inputs[1]
+    array = constant(weight)
+    if array is None:
+        return None, 0
+    return weight, 0 if node.attributes.get_int("transB", 0) != 0 else array.ndim - 1
+
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+# The axis of a value that holds a layer's channels.
+_WIDE: Mapping[str, Callable[[ir.Node], tuple[ir.Value | None, int]]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), lambda node: (node.outputs[0], 1)),
+    **dict.fromkeys(("Gemm", "MatMul"), _columns),
+    **dict.fromkeys(_RECURRENT, lambda node: (node.inputs[2], 2)),
+}
 
 
 def of_time(model: ir.Model, found: Channels, kernels: Kernels) -> Iterator[Term]:
@@ -99,9 +120,6 @@ def of_time(model: ir.Model, found: Channels, kernels: Kernels) -> Iterator[Term
             yield _convolution(node, found, kernels)
         else:
             yield _matrices(node, found, kernels)
-
-
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def _macs(node: ir.Node) -> int:

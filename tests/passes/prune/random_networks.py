@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt.ir as graph_ir
 
-OPSET = 18
+OPSET = 21
 
 
 class Net:
@@ -25,6 +25,7 @@ class Net:
         self.value, self.shape = "x", shape
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.outputs: list[tuple[str, list[int]]] = []  # beside the last value
 
     def choose(self, *options: Any) -> Any:
         return self.draw(st.sampled_from(options))
@@ -55,7 +56,10 @@ class Net:
             self.nodes,
             "random",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.input_shape)],
-            [helper.make_tensor_value_info(self.value, TensorProto.FLOAT, self.shape)],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in dict([*self.outputs, (self.value, self.shape)]).items()
+            ],
             self.weights,
         )
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
@@ -208,9 +212,61 @@ def resized(net: Net) -> None:
     net.go(net.node("Resize", net.value, *inputs, mode="nearest"), 1, channels, height, 2 * width)
 
 
+def pooled(net: Net) -> None:
+    channels, (height, width) = net.shape[1], net.shape[2:]
+    operator, step = net.choose("MaxPool", "AveragePool", "LpPool"), net.choose(1, 2)
+    value = net.node(operator, net.value, kernel_shape=[2, 1], strides=[step, 1], pads=[0, 0, 1, 0])
+    net.go(value, 1, channels, (height - 1) // step + 1, width)
+
+
+def group_norm(net: Net) -> None:
+    channels = net.shape[1]
+    groups = net.choose(*(g for g in (1, 2, 3, 4) if channels % g == 0))
+    inputs = [net.weight(channels, positive=True), net.weight(channels)]
+    net.go(net.node("GroupNormalization", net.value, *inputs, num_groups=groups), *net.shape)
+
+
+def reduced(net: Net) -> None:
+    """A statistic of each channel, or of all, beside the channels; with or without the axes that it was taken over."""
+    channels, rank = net.shape[1], 4
+    operator, keep = net.choose("ReduceMean", "ReduceMax", "ReduceL2", "ReduceSum"), net.choose(0, 1)
+    axes = net.choose([2, 3], [-1, -2], [1], [3])
+    value = net.node(operator, net.value, net.integers(*axes), keepdims=keep)
+    if not keep:
+        value = net.node("Unsqueeze", value, net.integers(*sorted(axis % rank for axis in axes)))
+    net.go(net.node(net.choose("Add", "Mul"), net.value, value), 1, channels, *net.shape[2:])
+
+
+def shared(net: Net) -> None:
+    """One weight for two convolutions, side by side or one behind the other."""
+    channels = net.shape[1]
+    kernel = net.choose(1, 3)
+    weight, pads = net.weight(channels, channels, kernel, kernel), [kernel // 2] * 4
+    first = net.node("Relu", net.node("Conv", net.value, weight, pads=pads))
+    if net.choose(True, False):
+        net.go(net.node("Conv", first, weight, pads=pads), *net.shape)
+    else:
+        other = net.node("Conv", net.node("Neg", net.value), weight, net.weight(channels), pads=pads)
+        net.go(net.node("Add", first, other), *net.shape)
+
+
+def tapped(net: Net) -> None:
+    """Another output: a map of its own, the value as it is, or a statistic of each channel or over all."""
+    what = net.choose("map", "value", "channels", "one")
+    channels, sides = net.shape[1], net.shape[2:]
+    if what == "map":
+        net.outputs.append((net.node("Conv", net.value, net.weight(2, channels, 1, 1)), [1, 2, *sides]))
+    elif what == "value":
+        net.outputs.append((net.node("Tanh", net.value), list(net.shape)))
+    elif what == "channels":
+        net.outputs.append((net.node("GlobalMaxPool", net.value), [1, channels, 1, 1]))
+    else:
+        net.outputs.append((net.node("ReduceSum", net.value, net.integers(1)), [1, 1, *sides]))
+
+
 PICTURE = (
     plain, plain, residual, depthwise, transposed, branches, part, padded, shuffle, squeeze_excite, norm, blocks,
-    last_layout, resized,
+    last_layout, resized, pooled, group_norm, reduced, shared, tapped,
 )  # fmt: skip
 
 

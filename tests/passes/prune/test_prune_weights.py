@@ -69,7 +69,7 @@ def test_golden(golden: Golden) -> None:
 
 
 def test_each_layer_gets_the_same_fraction_of_zeros_and_loses_its_smallest() -> None:
-    outcome = pruned(product(scale=100), PruneWeights(sparsity=0.75))
+    outcome = pruned(product(scale=100), PruneWeights(0.75, Threshold.LAYER))
     for name in ("w0", "w1"):
         before, after = array(outcome.before, name), array(outcome.after, name)
         gone = after == 0
