@@ -33,9 +33,13 @@ from tests.benchmarks.quantization import _distance, _outputs, _score
 from tests.benchmarks.quantization_tasks import TASKS
 
 METHODS = {
-    "weights alone": "whitened=false,refit=false",
-    "whitened": "refit=false",
-    "whitened, refitted": "",
+    "weights alone": "whitened=false,refit=false,method=svd",
+    "whitened": "refit=false,method=svd",
+    "svd": "method=svd",
+    "spatial": "method=spatial",
+    "tucker2": "method=tucker2",
+    "decoupled": "method=decoupled",
+    "auto": "",
 }
 ASKED = (0.1, 0.2, 0.3, 0.4)
 MODELS = (
