@@ -26,7 +26,7 @@ from graphopt.passes.factorize.forms import Form, Method, forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
-from graphopt.passes.factorize.ranks import Candidate, best_candidate, by_energy, by_loss
+from graphopt.passes.factorize.ranks import Candidate, best_candidate, by_energy, by_loss, by_noise
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
@@ -62,6 +62,9 @@ class Factorize(Pass):
     ratio: float = option(0.2, "fraction to remove of what `saving` names")
     saving: Saving = option(Saving.MACS, "what is saved: macs, bytes (of weights), or time (estimated for the target)")
     energy: float | None = option(None, "instead of a ratio: fraction of its output's energy that each layer keeps")
+    vbmf: bool = option(
+        False, "instead of a ratio: ranks that variational Bayes tells from noise, of the weights alone"
+    )
     method: Method = option(
         Method.AUTO, "svd, spatial, tucker2, decoupled, or auto: of each layer the one that saves most"
     )
@@ -97,7 +100,7 @@ class Factorize(Pass):
             )
         before = self._cost_of(model, context)
         start = float(model.metadata_props.get(_RECORD + self.saving.value, before))
-        unmet = self.energy is not None or before > (1 - self.ratio) * start * (1 + _CLOSE)
+        unmet = not self._by_ratio or before > (1 - self.ratio) * start * (1 + _CLOSE)
         if not unmet or self.ratio == 0 or model.metadata_props.get(_RECORD + "asked") == self._asked:
             return PassResult(False, {f"{self.saving.value}-left": round(before / start, 4) if start else 1.0})
         plan = self._plan(model, before, context)
@@ -116,6 +119,8 @@ class Factorize(Pass):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}, expected {low} to {high}")
+        if self.vbmf and self.energy is not None:
+            raise UsageError("vbmf and energy both choose the ranks", advice="give one of them")
         for name in ("samples", "patches", "measured", "multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -123,7 +128,13 @@ class Factorize(Pass):
 
     @property
     def _asked(self) -> str:
+        if self.vbmf:
+            return "vbmf"
         return f"{self.saving.value} {self.ratio}" if self.energy is None else f"energy {self.energy}"
+
+    @property
+    def _by_ratio(self) -> bool:
+        return self.energy is None and not self.vbmf
 
     def _cost_of(self, model: ir.Model, context: PassContext) -> float:
         """Of the whole model, in what is to be saved. Layers that cannot be factored take the time of their MACs."""
@@ -163,7 +174,7 @@ class Factorize(Pass):
             else:
                 candidates.append(result)
                 means.append(mean)
-        if context.calibration is not None and self.energy is None:
+        if context.calibration is not None and self._by_ratio:
             few = context.calibration.first(self.measured)
             measured = losses(model, candidates, means, few, context.progress)
         else:
@@ -190,7 +201,7 @@ class Factorize(Pass):
         original = context.original or clone(model)
         low, high = 0.0, self.ratio
         best: tuple[ir.Model, PassResult] | None = None
-        for trial in range(_TRIALS if self.energy is None else 1):
+        for trial in range(_TRIALS if self._by_ratio else 1):
             ratio = high if trial == 0 else (low + high) / 2
             variant = clone(model)
             result = self._apply(variant, _moved(plan, model, variant), ratio, costs, context)
@@ -215,7 +226,9 @@ class Factorize(Pass):
     ) -> PassResult:
         """Factor `model` in place, so that of `costs`, now and at the start, a fraction of the second goes."""
         before, start = costs
-        if self.energy is not None:
+        if self.vbmf:
+            ranks = by_noise(plan.candidates)
+        elif self.energy is not None:
             ranks = by_energy(plan.candidates, 1 - self.energy)
         else:
             ranks = by_loss(plan.candidates, plan.losses, before - (1 - ratio) * start)
@@ -250,7 +263,7 @@ class Factorize(Pass):
             "ranks": ", ".join(_described(each, rank) for each, rank, _ in chosen),
             f"{self.saving.value}-left": round((before - saved) / start, 4) if start else 1.0,
         }
-        if self.energy is None and before - saved > (1 - ratio) * start * (1 + _CLOSE):
+        if self._by_ratio and before - saved > (1 - ratio) * start * (1 + _CLOSE):
             statistics["short-of-target"] = round((before - saved) / start - 1 + ratio, 4)
         return PassResult(bool(chosen), statistics, tuple(dict.fromkeys(declined)))
 

@@ -56,6 +56,10 @@ class Form(Protocol):
     @property
     def full_rank(self) -> int: ...
 
+    @property
+    def lowered(self) -> Array:
+        """W as the matrix of which the form takes a low rank."""
+
     def lost(self, rank: int) -> float:
         """The energy of the layer's output that the rank loses, as a fraction of what varies; about, but for svd."""
 
@@ -86,6 +90,10 @@ class Svd:
     @property
     def full_rank(self) -> int:
         return self.layer.full_rank
+
+    @property
+    def lowered(self) -> Array:
+        return self.layer.matrix
 
     def lost(self, rank: int) -> float:
         return self.directions.lost(rank)
@@ -122,6 +130,10 @@ class Spatial:
     def full_rank(self) -> int:
         outputs, features = self.layer.matrix.shape
         return int(min(outputs * self.window[1], features // self.window[1]))
+
+    @property
+    def lowered(self) -> Array:
+        return folded(self.layer.matrix, self.window)
 
     def lost(self, rank: int) -> float:
         return self.directions.lost(rank)
@@ -164,6 +176,10 @@ class Tucker2:
     @property
     def full_rank(self) -> int:
         return self.layer.full_rank
+
+    @property
+    def lowered(self) -> Array:
+        return self.layer.matrix
 
     def inner(self, rank: int) -> int:
         """Channels that the window reads."""
@@ -217,6 +233,10 @@ class Decoupled:
     @property
     def full_rank(self) -> int:
         return int(min(len(self.layer.matrix), math.prod(self.window)))
+
+    @property
+    def lowered(self) -> Array:
+        return self.layer.matrix[:, : math.prod(self.window)]  # of the first channel, for all
 
     def lost(self, rank: int) -> float:
         varying = sum(each.varying for each in self.channels)

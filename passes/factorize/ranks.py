@@ -17,6 +17,7 @@ from graphopt.passes.factorize.costs import Saving, cost_of
 from graphopt.passes.factorize.forms import Form
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer
+from graphopt.passes.factorize.vbmf import evbmf_rank
 
 Array = np.ndarray[Any, Any]
 
@@ -106,6 +107,15 @@ def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: fl
             break
         at[step[0]] = step[1]
     return [each.ranks[level] if level >= 0 else None for each, level in zip(candidates, at, strict=True)]
+
+
+def by_noise(candidates: Sequence[Candidate]) -> list[int | None]:
+    """The smallest rank of each candidate that holds all directions of its weight that are more than noise (`vbmf`)."""
+    told = [evbmf_rank(each.form.lowered) for each in candidates]
+    return [
+        min((rank for rank in each.ranks if rank >= least), default=None) if least else None
+        for each, least in zip(candidates, told, strict=True)
+    ]
 
 
 def by_energy(candidates: Sequence[Candidate], most_lost: float) -> list[int | None]:

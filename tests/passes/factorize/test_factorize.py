@@ -264,6 +264,12 @@ def test_ranks_by_energy() -> None:
     assert "gemm_0 8 of 48" in str(outcome.result.statistics["ranks"]) and sqnr(outcome) > 20
 
 
+def test_ranks_by_variational_bayes() -> None:
+    outcome = factored(dense(rank=12, noise=0.02), Factorize(vbmf=True, most_lost=0.5, multiple=1))
+    ranks = re.findall(r" (\d+) of", str(outcome.result.statistics["ranks"]))
+    assert ranks and set(ranks) == {"12"}
+
+
 def test_refitting_helps() -> None:
     kept = [sqnr(factored(dense(rank=12, noise=0.03), Factorize(ratio=0.5, refit=on))) for on in (False, True)]
     assert kept[1] > kept[0]
@@ -318,6 +324,7 @@ def test_factors_are_pruned_and_quantized_after_it_and_quantized_weights_refused
         ({"ratio": 1.5}, "ratio is 1.5, expected 0 to 0.99"),
         ({"energy": 2.0}, "energy is 2.0, expected 0 to 1"),
         ({"samples": 0}, "samples is 0, expected 1 or more"),
+        ({"vbmf": True, "energy": 0.9}, "vbmf and energy both choose the ranks"),
     ],
 )
 def test_options_out_of_range_are_usage_errors(options: dict[str, Any], message: str) -> None:
