@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import ir as gir
+from graphopt.analysis.execution import Session
 from graphopt.targets.arm.cores import CORES
 from graphopt.targets.tvm.codegen import lower_kernels, tvm_target
 from graphopt.targets.tvm.schedule import schedule
@@ -105,3 +106,23 @@ def test_softmax_of_what_a_mask_excludes() -> None:
     x = np.random.default_rng(0).standard_normal((3, 9)).astype(np.float32)
     x[1, 3:], x[2] = -np.inf, np.finfo(np.float32).min
     assert_as_onnxruntime("Softmax", {"x": x})
+
+
+@pytest.mark.parametrize(
+    "operator", ["Exp", "Log", "Sigmoid", "Tanh", "Erf", "Atan", "Sin", "Ceil", "Softplus", "Sign"]
+)
+def test_functions_of_a_product_are_computed_in_its_kernel(operator: str) -> None:
+    random = np.random.default_rng(0)
+    x, weights = random.uniform(0.1, 1, (9, 7)).astype(np.float32), random.uniform(0.1, 1, (7, 26)).astype(np.float32)
+    types = {"x": [9, 7], "y": [9, 26]}
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in types.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node(operator, ["p"], ["q"]),
+        helper.make_node("Mul", ["p", "q"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "product", infos[:1], infos[1:], [numpy_helper.from_array(weights, "w")])
+    made = gir.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    gir.refresh_shapes(made)
+    expected = Session(made).run({"x": x})["y"]
+    np.testing.assert_allclose(compiled.run(made, {"x": x})["y"], expected, rtol=2e-6, atol=1e-6)

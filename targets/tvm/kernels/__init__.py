@@ -10,6 +10,7 @@ from graphopt.targets.tvm.kernels import (
     depthwise,
     direct_convolution,
     integer,
+    layer_norm,
     matmul,
     pooling,
     register_tile,
@@ -34,6 +35,7 @@ def legalize_conv2d(builder: Any, call: Any) -> Any:
 LEGALIZE: dict[str, Callable[..., Any]] = {
     **matmul.LEGALIZE,
     **softmax.LEGALIZE,
+    **layer_norm.LEGALIZE,
     **pooling.LEGALIZE,
     **concatenation.LEGALIZE,
     "relax.nn.conv2d": legalize_conv2d,

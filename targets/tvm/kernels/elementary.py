@@ -194,3 +194,5 @@ FUNCTIONS: dict[str, Callable[[_Steps, Any], Any]] = {
     "tirx.sigmoid": _sigmoid,
     "tirx.tanh": _tanh,
 }
+# TVM does not know that a loop around erf can be a vector: it is arithmetic here.
+tvm.ir.register_op_attr("tirx.erf", "TVectorizable", True)

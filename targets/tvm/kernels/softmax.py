@@ -22,10 +22,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.tvm.kernels.epilogue import index
-from graphopt.targets.tvm.kernels.rows import LANES, for_each, local_buffer
+from graphopt.targets.tvm.kernels.row_vectors import VECTORS, elements, for_all, lanes_at, reduced, spread
+from graphopt.targets.tvm.kernels.rows import LANES, local_buffer
 
 PARALLEL_ELEMENTS = 1 << 14  # below, waking a thread costs more than it saves
-VECTORS = 4  # at a time: independent maxima and sums
 
 _LEAST = -87.3
 _ROUNDER = 12582912.0  # 1.5 · 2²³: a sum with it has no fraction, and its lowest bits hold the integer
@@ -51,64 +51,37 @@ def _row(x: Any, y: Any, start: Any, length: int) -> None:
     largest = local_buffer("largest", VECTORS * LANES)
     sums = local_buffer("sums", VECTORS * LANES)
     for v in range(VECTORS):
-        T.buffer_store(largest, _splat(tirx.const(-math.inf, "float32")), [_at(v * LANES)])
-        T.buffer_store(sums, _splat(tirx.const(0, "float32")), [_at(v * LANES)])
+        T.buffer_store(largest, spread(tirx.const(-math.inf, "float32")), [lanes_at(v * LANES)])
+        T.buffer_store(sums, spread(tirx.const(0, "float32")), [lanes_at(v * LANES)])
 
     def widen(i: Any, lanes: int, v: int) -> None:
-        at = index(v * LANES) if lanes == 1 else _at(v * LANES)
-        T.buffer_store(largest, tirx.Max(largest[at], x[_of(start + i, lanes)]), [at])
+        at = index(v * LANES) if lanes == 1 else lanes_at(v * LANES)
+        T.buffer_store(largest, tirx.Max(largest[at], x[elements(start + i, lanes)]), [at])
 
-    _for_all(length, widen)
-    top = _reduced(largest, tirx.Max)
+    for_all(length, widen)
+    top = reduced(largest, tirx.Max)
 
     def exponential(i: Any, lanes: int, v: int) -> None:
-        at = index(v * LANES) if lanes == 1 else _at(v * LANES)
-        made = _exponential(x[_of(start + i, lanes)] - _splat(top, lanes), lanes)
-        T.buffer_store(y, made, [_of(start + i, lanes)])
+        at = index(v * LANES) if lanes == 1 else lanes_at(v * LANES)
+        made = _exponential(x[elements(start + i, lanes)] - spread(top, lanes), lanes)
+        T.buffer_store(y, made, [elements(start + i, lanes)])
         T.buffer_store(sums, sums[at] + made, [at])
 
-    _for_all(length, exponential)
-    scale = T.Bind(tirx.const(1, "float32") / _reduced(sums, lambda a, b: a + b))
+    for_all(length, exponential)
+    scale = T.Bind(tirx.const(1, "float32") / reduced(sums, lambda a, b: a + b))
 
     def divide(i: Any, lanes: int, _: int) -> None:
-        at = _of(start + i, lanes)
-        T.buffer_store(y, y[at] * _splat(scale, lanes), [at])
+        at = elements(start + i, lanes)
+        T.buffer_store(y, y[at] * spread(scale, lanes), [at])
 
-    _for_all(length, divide)
-
-
-def _for_all(length: int, body: Any) -> None:
-    """Emit `body(first, lanes, v)` for all elements: several vectors at a time, then vectors, then single ones."""
-    block = VECTORS * LANES
-    whole, vectors = length // block, length % block // LANES
-    if whole:
-
-        def several(number: Any) -> None:
-            for v in range(VECTORS):
-                body(number * block + v * LANES, LANES, v)
-
-        for_each(whole, several)
-    for v in range(vectors):
-        body(index(whole * block + v * LANES), LANES, v)
-    for i in range(length - length % LANES, length):
-        body(index(i), 1, 0)
-
-
-def _reduced(buffer: Any, function: Any) -> Any:
-    """The elements of all vectors in one."""
-    found = buffer[_at(0)]
-    for v in range(1, VECTORS):
-        found = function(found, buffer[_at(v * LANES)])
-    T.buffer_store(buffer, found, [_at(0)])
-    one, two = (function(buffer[index(i)], buffer[index(i + 2)]) for i in range(2))
-    return T.Bind(function(one, two))
+    for_all(length, divide)
 
 
 def _exponential(x: Any, lanes: int) -> Any:
     """e to the power of x, not above 0."""
 
     def constant(value: float) -> Any:
-        return _splat(tirx.const(value, "float32"), lanes)
+        return spread(tirx.const(value, "float32"), lanes)
 
     least = constant(_LEAST)
     x = T.Bind(tirx.Select(x < least, least, x))  # by a comparison: NaN stays NaN, which a maximum would lose
@@ -117,26 +90,14 @@ def _exponential(x: Any, lanes: int) -> Any:
     number = "float32" if lanes == 1 else f"float32x{lanes}"
     bits = T.Bind(tirx.reinterpret(integer, shifted))
     # by integers: TVM simplifies a + b - b to a, floats or not
-    n = T.Bind(tirx.Cast(number, bits - _splat(tirx.const(_ROUNDER_BITS, "int32"), lanes)))
+    n = T.Bind(tirx.Cast(number, bits - spread(tirx.const(_ROUNDER_BITS, "int32"), lanes)))
     r = T.Bind(x - n * constant(LN2_HIGH) - n * constant(LN2_LOW))
     square = T.Bind(r * r)
     c2, c3, c4, c5 = map(constant, COEFFICIENTS)
     inner = c2 + c3 * r + square * (c4 + c5 * r)
     power = T.Bind(constant(1) + r + square * inner)
-    exponent = bits << _splat(tirx.const(23, "int32"), lanes)
+    exponent = bits << spread(tirx.const(23, "int32"), lanes)
     return T.Bind(tirx.reinterpret(number, tirx.reinterpret(integer, power) + exponent))
-
-
-def _splat(value: Any, lanes: int = LANES) -> Any:
-    return value if lanes == 1 else tirx.Broadcast(value, lanes)
-
-
-def _at(start: int) -> Any:
-    return tirx.Ramp(index(start), index(1), LANES)
-
-
-def _of(start: Any, lanes: int) -> Any:
-    return start if lanes == 1 else tirx.Ramp(start, index(1), lanes)
 
 
 def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
