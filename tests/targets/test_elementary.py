@@ -108,7 +108,9 @@ def test_softmax_of_what_a_mask_excludes() -> None:
     assert_as_onnxruntime("Softmax", {"x": x})
 
 
-@pytest.mark.parametrize("operator", ["Exp", "Log", "Sigmoid", "Tanh", "Erf", "Sin", "Ceil", "Softplus", "Sign"])
+@pytest.mark.parametrize(
+    "operator", ["Exp", "Log", "Sigmoid", "Tanh", "Erf", "Atan", "Asinh", "Sin", "Ceil", "Softplus", "Sign"]
+)
 def test_functions_of_a_product_are_computed_in_its_kernel(operator: str) -> None:
     random = np.random.default_rng(0)
     x, weights = random.uniform(0.1, 1, (9, 7)).astype(np.float32), random.uniform(0.1, 1, (7, 26)).astype(np.float32)

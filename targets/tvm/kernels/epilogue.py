@@ -12,12 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+# Functions that a loop of vectors cannot have: TVM takes such a loop apart, and loses what is bound in it.
+SCALAR_FUNCTIONS = frozenset(
+    f"tirx.{name}"
+    for name in (
+        *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "copysign", "fmod", "hypot", "isnan", "ldexp"),
+        *("log1p", "nearbyint", "nextafter", "rsqrt"),
+    )
+)
 PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
 
 
@@ -192,8 +201,20 @@ def _is_elementwise(stage: Stage, extents: list[int], made: list[Any]) -> bool:
     return (
         list(stage.extents) == extents
         and same(stage.indices)
+        and not _calls_scalars(stage.value)
         and all(same(load.indices) for load in stage.reads() if any(load.source.same_as(buffer) for buffer in made))
     )
+
+
+def _calls_scalars(value: Any) -> bool:
+    """Whether a value calls a function of libm that TVM does not know as one of vectors."""
+    found: list[bool] = []
+
+    def note(call: Any) -> None:
+        found.append(getattr(call.op, "name", "") in SCALAR_FUNCTIONS)
+
+    tvm_ffi.structural_walk(value, (tvm.ir.Call, note))
+    return any(found)
 
 
 def _write_loops(stage: Stage) -> None:
