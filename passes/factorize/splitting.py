@@ -12,6 +12,7 @@ from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.factorize.layers import MARK
 from graphopt.passes.factorize.low_rank import factors
+from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +44,7 @@ def split(graph: ir.Graph, node: ir.Node, rank: int) -> None:
         [node.inputs[0], add_initializer(graph, base, np.ascontiguousarray(first))],
         attributes=[*moved, *kept],
         outputs=[inner],
-        name=f"{node.name or node.op_type}/first",
+        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
     )
     for name in _WINDOW:
         node.attributes.pop(name, None)
@@ -135,7 +136,7 @@ def _before(
         [read, add_initializer(graph, base, np.ascontiguousarray(weight, np.float32))],
         attributes=[ir.AttrInt64s(name, values) for name, values in attributes.items()],
         outputs=[made],
-        name=f"{node.name or node.op_type}/{place}",
+        name=fresh_node_name(graph, f"{node.name or node.op_type}/{place}"),
     )
     conv.metadata_props[MARK] = place
     graph.insert_before(node, conv)

@@ -150,3 +150,28 @@ def test_a_method_that_serves_no_layer_says_so() -> None:
     graph_ir.refresh_shapes(model)
     result = run(Factorize(method=Method.SPATIAL), model)
     assert [each.reason for each in result.declined] == ["the method has no form for such a layer"]
+
+
+@pytest.mark.parametrize("method", list(Method)[1:])
+def test_layers_without_names_become_nodes_of_different_names(method: Method) -> None:
+    model = convolution(RNG.normal(size=(6, 6, 3, 3)), (7, 7), "<pads = [1, 1, 1, 1]>")
+    negated = list(model.graph)[-1]
+    twin = ir.node("Conv", [negated.inputs[0], model.graph.initializers["w"]], attributes={"pads": [1, 1, 1, 1]})
+    twin.outputs[0].name, twin.outputs[0].type, twin.outputs[0].shape = (
+        "twin",
+        negated.inputs[0].type,
+        negated.inputs[0].shape,
+    )
+    weight = ir.Value(name="w2", type=model.graph.initializers["w"].type, shape=model.graph.initializers["w"].shape)
+    weight.const_value = ir.Tensor(model.graph.initializers["w"].const_value.numpy(), name="w2")
+    model.graph.register_initializer(weight)
+    twin.replace_input_with(1, weight)
+    model.graph.insert_before(negated, twin)
+    negated.replace_input_with(0, twin.outputs[0])
+    for node in model.graph:
+        node.name = ""
+    found, _ = layers(model.graph, ())
+    for layer in found:
+        (form,) = forms_of(layer, method, None, directions(layer.matrix, None))
+        form.split(model.graph, layer.node, 2)
+    outputs(model, {"x": RNG.normal(size=(2, 6, 7, 7)).astype(np.float32)})
