@@ -126,3 +126,32 @@ def test_functions_of_a_product_are_computed_in_its_kernel(operator: str) -> Non
     gir.refresh_shapes(made)
     expected = Session(made).run({"x": x})["y"]
     np.testing.assert_allclose(compiled.run(made, {"x": x})["y"], expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "result"),
+    [
+        ("y = Greater(a, z)", "bool"),
+        ("c = Greater(a, z) y = Cast<to = 1>(c)", "float"),
+        ("c = Greater(a, z) d = Not(c) y = Cast<to = 1>(d)", "float"),
+        ("c = Greater(a, z) y = Where(c, a, z)", "float"),
+        ("y = Where(k, a, z)", "float"),
+        ("c = Cast<to = 1>(k) y = Mul(c, a)", "float"),
+        ("c = IsNaN(a) y = Cast<to = 1>(c)", "float"),
+        ("y = ThresholdedRelu(a)", "float"),
+        ("b = Mul(a, z) s = Sinh(b) c = Cosh(b) y = Div(s, c)", "float"),
+    ],
+)
+def test_truths_and_functions_of_libm_behind_a_product(body: str, result: str) -> None:
+    random = np.random.default_rng(0)
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[5,16] x, float[16,23] w, bool[5,23] k) => ({result}[5,23] y) <float z = {{0.5}}>
+        {{ a = MatMul(x, w) {body} }}"""
+    made = compiled.parse(text)
+    feeds = {
+        "x": random.normal(size=(5, 16)).astype(np.float32),
+        "w": random.normal(size=(16, 23)).astype(np.float32),
+        "k": random.normal(size=(5, 23)) > 0,
+    }
+    expected = Session(made).run(feeds)["y"]
+    np.testing.assert_allclose(compiled.run(made, feeds)["y"], expected, rtol=2e-6, atol=1e-6)

@@ -23,8 +23,22 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 SCALAR_FUNCTIONS = frozenset(
     f"tirx.{name}"
     for name in (
-        *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "copysign", "fmod", "hypot", "isnan", "ldexp"),
-        *("log1p", "nearbyint", "nextafter", "rsqrt"),
+        *(
+            "acos",
+            "acosh",
+            "asin",
+            "asinh",
+            "atan",
+            "atan2",
+            "atanh",
+            "copysign",
+            "cosh",
+            "fmod",
+            "hypot",
+            "isnan",
+            "ldexp",
+        ),
+        *("log1p", "nearbyint", "nextafter", "rsqrt", "sinh"),
     )
 )
 PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
@@ -202,8 +216,20 @@ def _is_elementwise(stage: Stage, extents: list[int], made: list[Any]) -> bool:
         list(stage.extents) == extents
         and same(stage.indices)
         and not _calls_scalars(stage.value)
+        and not _makes_truths(stage)
         and all(same(load.indices) for load in stage.reads() if any(load.source.same_as(buffer) for buffer in made))
     )
+
+
+def _makes_truths(stage: Stage) -> bool:
+    """Whether a stage makes booleans, or numbers of some that it made itself: TVM cannot bind a vector of them."""
+    found = [str(stage.target.ty.dtype.dtype) == "bool"]
+
+    def note(cast: Any) -> None:
+        found.append(str(cast.value.ty.dtype) == "bool" and not isinstance(cast.value, TensorLoad))
+
+    tvm_ffi.structural_walk(stage.value, (tirx.Cast, note))
+    return any(found)
 
 
 def _calls_scalars(value: Any) -> bool:
