@@ -22,6 +22,7 @@ from graphopt.passes.factorize.vbmf import evbmf_rank
 Array = np.ndarray[Any, Any]
 
 _MOST_RANKS = 24  # of a layer, that are compared
+_ALIKE, _NOTHING = 1.05, 1e-6  # losses that are as good as the least
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,23 @@ def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: fl
     def reached() -> float:
         return sum(state(number, level)[1] for number, level in enumerate(at))
 
-    while reached() < wanted:
-        best, step = np.inf, None
+    while (short := wanted - reached()) > 0:
+        steps = []  # layer, level, what it costs and saves more
         for number, each in enumerate(candidates):
             loss, saved = state(number, at[number])
             for level in range(at[number] + 1, len(each.ranks)):
                 more = state(number, level)
-                price = (more[0] - loss) / (more[1] - saved) if more[1] > saved else np.inf
-                if price < best:
-                    best, step = price, (number, level)
-        if step is None:
+                if more[1] > saved:
+                    steps.append((number, level, more[0] - loss, more[1] - saved))
+        if not steps:
             break
-        at[step[0]] = step[1]
+        number, level, _, saves = min(steps, key=lambda step: step[2] / step[3])
+        if saves > short:  # the last step need not be so large
+            enough = [step for step in steps if step[3] >= short]
+            least = min(step[2] for step in enough)
+            alike = [step for step in enough if step[2] <= least * _ALIKE + _NOTHING]
+            number, level, *_ = max(alike, key=lambda step: step[3])
+        at[number] = level
     return [each.ranks[level] if level >= 0 else None for each, level in zip(candidates, at, strict=True)]
 
 

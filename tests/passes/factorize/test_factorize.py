@@ -22,6 +22,10 @@ from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.factorize.factorize import Factorize
+from graphopt.passes.factorize.forms import Svd
+from graphopt.passes.factorize.layers import layers
+from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.factorize.ranks import Candidate, by_loss
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
 from graphopt.passes.quantize.quantize import Quantize
@@ -343,3 +347,18 @@ def test_random_networks_stay_whole(model: ir.Model, ratio: float) -> None:
     with Session(outcome.after, threads=1) as session:
         for feeds in samples:
             assert all(np.isfinite(array).all() for array in session.run(feeds).values())
+
+
+def test_the_last_step_saves_what_is_asked_and_not_the_cheapest_mass() -> None:
+    """A large step may cost least for what it saves, and still lose more than a small one that suffices."""
+    model = dense(rank=12, noise=0.02)
+    graph_ir.refresh_shapes(model)
+    found, _ = layers(model.graph, ())
+    first, second = (
+        Candidate(layer, Svd(layer, directions(layer.matrix, None)), (8, 4), (0.0, 0.0), saved)
+        for layer, saved in zip(found[:2], ((10.0, 100.0), (12.0, 13.0)), strict=True)
+    )
+    losses = (np.array([3.0, 20.0]), np.array([4.0, 5.0]))
+    assert by_loss((first, second), losses, 9.0) == [8, None]
+    assert by_loss((first, second), losses, 11.0) == [None, 8]
+    assert by_loss((first, second), losses, 100.0) == [4, None]
