@@ -93,6 +93,7 @@ def _least(
     chosen: Callable[[float], list[int]],
     high: float,
 ) -> Array:
+    """What stays with the smallest argument of `chosen` that meets the target."""
     low = 0.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -100,7 +101,12 @@ def _least(
             low = middle
         else:
             high = middle
-    return _after(candidates, kept, chosen(high))
+    at = chosen(low)
+    for number, level in enumerate(chosen(high)):  # many groups may take a step at once: no more of them than needed
+        if budget.left(_after(candidates, kept, at)) <= target:
+            break
+        at[number] = level
+    return _after(candidates, kept, at)
 
 
 def by_loss(

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.pruning REAL --out FILE.jsonl                # on the evaluation split
     python -m tests.benchmarks.pruning REAL --out FILE.jsonl --select       # within the calibration split
     python -m tests.benchmarks.pruning REAL --out FILE.jsonl --table        # print what is there
+    python -m tests.benchmarks.pruning REAL --out FILE.jsonl --target cortex-a76 --keep FOLDER    # to count cycles
 
 REAL has models/*.onnx, data/ and SOURCES.md, which names the splits; of CIFAR-10 all 2,000 pictures of the training set
 calibrate. Every method runs on the model after clean-up. MACs are counted in the graph that is left.
@@ -28,7 +29,7 @@ from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning
 from graphopt.pipeline.base import PassContext
-from graphopt.pipeline.registry import PASSES
+from graphopt.pipeline.registry import PASSES, TARGETS
 from graphopt.pipeline.spec import parse_spec
 from tests.benchmarks.inputs import IMAGENET_MEAN, IMAGENET_STD, _normalized
 from tests.benchmarks.quantization_data import Data
@@ -71,6 +72,7 @@ class Row:
     accuracy: float | None
     agreement: float
     seconds: float
+    target: str = ""
 
 
 def _data(real: Path, name: str) -> Data:
@@ -85,8 +87,18 @@ def _data(real: Path, name: str) -> Data:
     return Data({"input": array}, classes, np.arange(count), np.arange(count, len(pictures)), {})
 
 
-def measure(real: Path, name: str, methods: Sequence[str], kept: Sequence[float], *, select: bool) -> Iterator[Row]:
-    """A row for each method and fraction."""
+def measure(
+    real: Path,
+    name: str,
+    methods: Sequence[str],
+    kept: Sequence[float],
+    *,
+    select: bool,
+    target: str = "",
+    keep: Path | None = None,
+) -> Iterator[Row]:
+    """A row for each method and fraction; `keep` is a folder for the models, `target` the one they are pruned for."""
+    description = TARGETS.find(target) if target else None
     model = graph_ir.load(real / "models" / f"{name}.onnx")
     graph_ir.bind_shapes(model, TASKS[name].shapes)
     parse_spec("clean-up").run(model, PassContext())
@@ -105,10 +117,15 @@ def measure(real: Path, name: str, methods: Sequence[str], kept: Sequence[float]
             work = graph_ir.clone(model)
             options = ",".join(filter(None, (f"ratio={round(1 - fraction, 4)}", METHODS[method])))
             start = time.perf_counter()
-            parse_spec(f"prune-channels{{{options}}}").run(work, PassContext(calibration=calibrating))
+            parse_spec(f"prune-channels{{{options}}}").run(
+                work, PassContext(target=description, calibration=calibrating)
+            )
             seconds = time.perf_counter() - start
             graph_ir.refresh_shapes(work)
             graph_ir.verify(work)
+            if keep is not None:
+                graph_ir.save(model, keep / f"{name}.onnx")
+                graph_ir.save(work, keep / f"{name}.{fraction}.onnx")
             after = total(layer_costs(work))
             found, _ = predictions(work, evaluating)
             yield Row(
@@ -123,11 +140,13 @@ def measure(real: Path, name: str, methods: Sequence[str], kept: Sequence[float]
                 None if truth is None else float(np.mean(found == truth)),
                 float(np.mean(found == reference)),
                 seconds,
+                target,
             )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Top-1, or agreement where there are no classes, by method and fraction; the last row of each counts."""
+    rows = [{**row, "method": " for ".join(filter(None, (row["method"], row.get("target"))))} for row in rows]
     latest = {(row["model"], row["method"], row["ratio"], row["split"]): row for row in rows}
     ratios = sorted({row["ratio"] for row in rows})
     head = ["model", "method", "n", "float", *(f"{1 - ratio:.1f}" for ratio in ratios), "s at the last"]
@@ -161,6 +180,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", choices=METHODS)
     parser.add_argument("--kept", nargs="+", type=float, default=KEPT, help="fractions of the MACs")
     parser.add_argument("--select", action="store_true", help="within the calibration split")
+    parser.add_argument("--target", default="", help="whose multiple of channels is kept; none without")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="save the models before and after")
     parser.add_argument("--table", action="store_true", help="print the table of --out, and measure nothing")
     options = parser.parse_args()
     if options.table:
@@ -169,7 +190,15 @@ def main() -> None:
     PASSES.find("prune-channels")
     warnings.simplefilter("ignore", ModelWarning)
     for name in options.only or MODELS:
-        for row in measure(options.real, name, options.methods or list(METHODS), options.kept, select=options.select):
+        for row in measure(
+            options.real,
+            name,
+            options.methods or list(METHODS),
+            options.kept,
+            select=options.select,
+            target=options.target,
+            keep=options.keep,
+        ):
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(row)) + "\n")
             print(f"{name} {row.method} {row.kept:.3f}: {row.accuracy} {row.agreement:.4f}", file=sys.stderr)

@@ -102,6 +102,16 @@ def test_every_way_of_choosing_meets_the_budget(importance: Importance, allocati
     assert outcome.result.statistics["macs-left"] == pytest.approx(macs(outcome.after) / macs(outcome.before), abs=1e-4)
 
 
+def test_groups_that_step_together_go_no_further_than_the_target() -> None:
+    """Six equal groups of 8 in multiples of 4: where the first two give a half, the others need not."""
+    names = [f"w{i}" for i in range(7)]
+    steps = " ".join(f"v{i + 1} = MatMul(v{i}, w{i})" for i in range(6))
+    text = HEAD + f"g (float[1,8] v0) => (float[1,8] y) {{ {steps} y = MatMul(v6, w6) }}"
+    model = parse(text, **{name: weight(8, 8, seed=i) for i, name in enumerate(names)})
+    outcome = pruned(model, PruneChannels(ratio=0.25, multiple=4, allocation=Allocation.UNIFORM, reconstruct=False))
+    assert macs(outcome.after) / macs(outcome.before) == 0.75  # of 7 layers 3 are halved or quartered
+
+
 @pytest.mark.parametrize("allocation", list(Allocation))
 @pytest.mark.parametrize("saving", list(Saving))
 def test_the_ratio_is_of_what_the_saving_names(saving: Saving, allocation: Allocation) -> None:
