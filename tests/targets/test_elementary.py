@@ -139,6 +139,7 @@ def test_functions_of_a_product_are_computed_in_its_kernel(operator: str) -> Non
         ("c = Cast<to = 1>(k) y = Mul(c, a)", "float"),
         ("c = IsNaN(a) y = Cast<to = 1>(c)", "float"),
         ("y = ThresholdedRelu(a)", "float"),
+        ("y = Mod<fmod = 1>(a, z)", "float"),
         ("b = Mul(a, z) s = Sinh(b) c = Cosh(b) y = Div(s, c)", "float"),
     ],
 )

@@ -38,7 +38,7 @@ SCALAR_FUNCTIONS = frozenset(
             "isnan",
             "ldexp",
         ),
-        *("log1p", "nearbyint", "nextafter", "rsqrt", "sinh"),
+        *("log1p", "nearbyint", "nextafter", "rsqrt", "sinh", "call_pure_extern"),
     )
 )
 PARALLEL_MACS = 1 << 17  # below, waking a thread costs more than it saves: some 10 µs of work
