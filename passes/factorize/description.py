@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.factorize.costs import Saving, cost_of
-from graphopt.passes.factorize.forms import Svd
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.factorize.matrix_forms import Svd
 
 ENERGIES = (0.9, 0.95, 0.99)  # of the weight
 POINTS = 33  # of a profile

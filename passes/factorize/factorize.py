@@ -22,11 +22,12 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.costs import Saving, cost_of
-from graphopt.passes.factorize.forms import Form, Method, forms_of
+from graphopt.passes.factorize.form import Form, Method
+from graphopt.passes.factorize.forms import forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
-from graphopt.passes.factorize.ranks import Candidate, best_candidate, by_energy, by_loss, by_noise
+from graphopt.passes.factorize.ranks import Candidate, Choice, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
@@ -66,7 +67,7 @@ class Factorize(Pass):
         False, "instead of a ratio: ranks that variational Bayes tells from noise, of the weights alone"
     )
     method: Method = option(
-        Method.AUTO, "svd, spatial, tucker2, decoupled, or auto: of each layer the one that saves most"
+        Method.AUTO, "svd, spatial, tucker2, decoupled, cp, or auto: of each layer the one that loses least"
     )
     whitened: bool = option(True, "weigh errors by what the layer reads, not alike in all directions; needs data")
     most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
@@ -159,7 +160,7 @@ class Factorize(Pass):
             if reader is None and context.calibration is not None and self.whitened:
                 declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
             along = _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None)
-            result = best_candidate(
+            result = candidate(
                 each,
                 forms_of(each, self.method, covariance if self.whitened else None, along),
                 kernels,
@@ -167,8 +168,10 @@ class Factorize(Pass):
                 self.multiple or (context.target.channel_multiple if context.target is not None else 1),
                 self.most_lost,
             )
-            if not isinstance(result, str) and result.saved[-1] < self.least_saved * whole:
-                result = f"it would save {100 * result.saved[-1] / whole:.2f} % of the model's {self.saving.value}"
+            if not isinstance(result, str) and result.choices[-1].saved < self.least_saved * whole:
+                result = (
+                    f"it would save {100 * result.choices[-1].saved / whole:.2f} % of the model's {self.saving.value}"
+                )
             if isinstance(result, str):
                 declined.append(Declined(each.name, result))
             else:
@@ -178,7 +181,7 @@ class Factorize(Pass):
             few = context.calibration.first(self.measured)
             measured = losses(model, candidates, means, few, context.progress)
         else:
-            measured = [np.array(each.lost) for each in candidates]
+            measured = [np.array([choice.lost for choice in each.choices]) for each in candidates]
         return _Plan(tuple(candidates), tuple(measured), tuple(means), tuple(declined))
 
     def _observed(self, model: ir.Model, found: Sequence[Layer], context: PassContext) -> dict[ir.Node, Reader]:
@@ -227,40 +230,40 @@ class Factorize(Pass):
         """Factor `model` in place, so that of `costs`, now and at the start, a fraction of the second goes."""
         before, start = costs
         if self.vbmf:
-            ranks = by_noise(plan.candidates)
+            choices = by_noise(plan.candidates)
         elif self.energy is not None:
-            ranks = by_energy(plan.candidates, 1 - self.energy)
+            choices = by_energy(plan.candidates, 1 - self.energy)
         else:
-            ranks = by_loss(plan.candidates, plan.losses, before - (1 - ratio) * start)
+            choices = by_loss(plan.candidates, plan.losses, before - (1 - ratio) * start)
         chosen = [
-            (each, rank, mean)
-            for each, rank, mean in zip(plan.candidates, ranks, plan.means, strict=True)
-            if rank is not None
+            (each.layer, choice, mean)
+            for each, choice, mean in zip(plan.candidates, choices, plan.means, strict=True)
+            if choice is not None
         ]
         declined = list(plan.declined)
         declined += [
             Declined(each.layer.name, "what is asked for is saved elsewhere at less loss")
-            for each, rank in zip(plan.candidates, ranks, strict=True)
-            if rank is None
+            for each, choice in zip(plan.candidates, choices, strict=True)
+            if choice is None
         ]
         original = clone(model)
-        for each, rank, mean in chosen:
-            lower(each.layer.node, each, rank, mean)
+        for layer, choice, mean in chosen:
+            lower(layer.node, layer, choice, mean)
         if self.refit and context.calibration is not None and chosen:
             settings = Settings(self.patches, self.damping, context.seed)
-            constraints = {each.layer.node: _of_rank(each.form, rank) for each, rank, _ in chosen}
+            constraints = {layer.node: _of_rank(choice.form, choice.rank) for layer, choice, _ in chosen}
             few = context.calibration.first(self.samples)
             _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints)
             declined += refused
-        for each, rank, _ in chosen:
-            each.form.split(model.graph, each.layer.node, rank)
-        saved = sum(each.saved[each.ranks.index(rank)] for each, rank, _ in chosen)
+        for layer, choice, _ in chosen:
+            choice.form.split(model.graph, layer.node, choice.rank)
+        saved = sum(choice.saved for _, choice, _ in chosen)
         if chosen:
             model.metadata_props.setdefault(_RECORD + self.saving.value, repr(start))
             model.metadata_props[_RECORD + "asked"] = self._asked
         statistics: dict[str, int | float | str] = {
             "layers-factored": len(chosen),
-            "ranks": ", ".join(_described(each, rank) for each, rank, _ in chosen),
+            "ranks": ", ".join(_described(layer, choice) for layer, choice, _ in chosen),
             f"{self.saving.value}-left": round((before - saved) / start, 4) if start else 1.0,
         }
         if self._by_ratio and before - saved > (1 - ratio) * start * (1 + _CLOSE):
@@ -291,9 +294,9 @@ def _directions(layer: Layer, reader: Reader | None, covariance: Array | None) -
     return directions(layer.matrix, covariance, mean)
 
 
-def _described(each: Candidate, rank: int) -> str:
-    kind = "" if each.form.method is Method.SVD else f" {each.form.method.value}"
-    return f"{each.layer.name}{kind} {rank} of {each.form.full_rank}"
+def _described(layer: Layer, choice: Choice) -> str:
+    kind = "" if choice.form.method is Method.SVD else f" {choice.form.method.value}"
+    return f"{layer.name}{kind} {choice.rank} of {choice.form.full_rank}"
 
 
 def _of_rank(form: Form, rank: int) -> Constraint:

@@ -138,3 +138,11 @@ def _is_winograd(node: ir.Node, weight: Array) -> bool:
     ones = (1, 1)
     steps = [tuple(node.attributes.get_ints(name, ones)) for name in ("strides", "dilations")]
     return node.op_type == "Conv" and weight.shape[2:] == (3, 3) and steps == [ones, ones]
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """Of a value that a layer reads or writes."""
+    found = static_shape(value) if value is not None else None
+    if found is None:
+        raise ValueError("a layer of unknown shape was taken")  # `layers` declines those
+    return found

@@ -43,6 +43,23 @@ class Directions:
         return result
 
 
+@dataclass(frozen=True)
+class OutputEnergy:
+    """What an error of W costs the layer's output: E‖(W − W') x‖² as a fraction of what varies.
+
+    covariance: G, [features, features]; None for I.
+    """
+
+    covariance: Array | None
+    varying: float
+
+    def lost(self, matrix: Array, lowered: Array) -> float:
+        """Of W' in place of W, both [outputs, features]."""
+        error = matrix - lowered
+        outside = float(((error if self.covariance is None else error @ self.covariance) * error).sum())
+        return outside / self.varying if self.varying > 0 else float(outside > 0)
+
+
 def directions(matrix: Array, covariance: Array | None, mean: Array | None = None) -> Directions:
     """Eigenvectors of W G Wᵀ.
 

@@ -7,6 +7,8 @@ where it costs the model's output least for what it saves.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,35 +16,57 @@ from typing import Any
 import numpy as np
 
 from graphopt.passes.factorize.costs import Saving, cost_of
-from graphopt.passes.factorize.forms import Form
+from graphopt.passes.factorize.form import Form, Method
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer
 from graphopt.passes.factorize.vbmf import evbmf_rank
 
 Array = np.ndarray[Any, Any]
 
-_MOST_RANKS = 24  # of a layer, that are compared
+_MOST_RANKS = 24  # of a form, that are compared
+_CLEARLY = 1.3  # times as much lost: the model's output may see it the other way round
 _ALIKE, _NOTHING = 1.05, 1e-6  # losses that are as good as the least
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A layer that may be factored, and the ranks that pay, falling.
+class Choice:
+    """What a layer may become.
 
-    lost: by rank, the fraction of the energy of the layer's output. saved: by rank, of what is to be saved.
+    lost: fraction of the energy of the layer's output. saved: of what is to be saved.
     """
 
-    layer: Layer
     form: Form
-    ranks: tuple[int, ...]
-    lost: tuple[float, ...]
-    saved: tuple[float, ...]
+    rank: int
+    lost: float
+    saved: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that may be factored, and the choices that pay, rising in what they save."""
+
+    layer: Layer
+    choices: tuple[Choice, ...]
 
 
 def candidate(
-    layer: Layer, form: Form, kernels: Kernels, saving: Saving, multiple: int, most_lost: float
+    layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Saving, multiple: int, most_lost: float
 ) -> Candidate | str:
-    """The ranks of a layer that pay, or why there is none."""
+    """The choices of a layer that pay, of all forms, or why there is none, as the first form says."""
+    choices: list[Choice] = []
+    reasons = ["the method has no form for such a layer"][len(forms[:1]) :]
+    for form in forms:
+        found = _choices(layer, form, kernels, saving, multiple, most_lost)
+        if isinstance(found, str):
+            reasons.append(found)
+        else:
+            choices += found
+    return Candidate(layer, _frontier(choices)) if choices else reasons[0]
+
+
+def _choices(
+    layer: Layer, form: Form, kernels: Kernels, saving: Saving, multiple: int, most_lost: float
+) -> list[Choice] | str:
     step = multiple if form.full_rank >= 2 * multiple else 1
     now, whole = (cost_of([layer.product], kernels, kind) for kind in (Saving.TIME, saving))
 
@@ -56,41 +80,40 @@ def candidate(
     ]
     if not cheaper:
         least, factors = cost(step, Saving.TIME), len(form.products(step))
-        count = {2: "two", 3: "three"}[factors]
+        count = {2: "two", 3: "three", 4: "four"}[factors]
         return f"{count} factors of rank {step} take an estimated {least:,.0f} cycles, and the layer {now:,.0f}"
-    ranks = [rank for rank in reversed(cheaper) if form.lost(rank) <= most_lost]
-    if not ranks:
-        lost = 100 * form.lost(cheaper[-1])
+    if (lost := form.lost(cheaper[-1])) > most_lost:
         return (
-            f"rank {cheaper[-1]}, the largest that takes less time, loses {lost:.1f} % of its output's energy, "
+            f"rank {cheaper[-1]}, the largest that takes less time, loses {100 * lost:.1f} % of its output's energy, "
             f"more than {100 * most_lost:.1f} %"
         )
-    ranks = [ranks[i] for i in sorted({round(i) for i in np.linspace(0, len(ranks) - 1, min(len(ranks), _MOST_RANKS))})]
-    saved = tuple(whole - cost(rank, saving) for rank in ranks)
-    return Candidate(layer, form, tuple(ranks), tuple(map(form.lost, ranks)), saved)
+    close = cheaper[bisect_left(cheaper, -most_lost, key=lambda rank: -form.lost(rank)) :]
+    ranks = [close[i] for i in sorted({round(i) for i in np.linspace(0, len(close) - 1, min(len(close), _MOST_RANKS))})]
+    found = (Choice(form, rank, form.lost(rank), whole - cost(rank, saving)) for rank in reversed(ranks))
+    return [each for each in found if each.lost <= most_lost]
 
 
-def best_candidate(
-    layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Saving, multiple: int, most_lost: float
-) -> Candidate | str:
-    """Of the form that saves most within `most_lost`; why there is none, as the first form says."""
-    found = [candidate(layer, form, kernels, saving, multiple, most_lost) for form in forms]
-    paying = [each for each in found if isinstance(each, Candidate)]
-    if paying:
-        return max(paying, key=lambda each: each.saved[-1])
-    return found[0] if found else "the method has no form for such a layer"
+def _frontier(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Those that no other beats clearly: it would save as much and lose less."""
+    kept: list[Choice] = []
+    least = np.inf
+    for each in sorted(choices, key=lambda choice: (-choice.saved, choice.lost)):
+        if each.lost <= _CLEARLY * least:
+            kept.append(each)
+        least = min(least, each.lost)
+    return tuple(reversed(kept))
 
 
-def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: float) -> list[int | None]:
-    """The rank of each candidate, None where it stays, so that `wanted` is saved, or as much as there is.
+def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: float) -> list[Choice | None]:
+    """The choice of each candidate, None where it stays, so that `wanted` is saved, or as much as there is.
 
     Args:
-        losses: of each candidate, at each of its ranks: the noise that it adds to the model's output.
+        losses: of each candidate, at each of its choices: the noise that it adds to the model's output.
     """
     at = [-1] * len(candidates)
 
     def state(number: int, level: int) -> tuple[float, float]:
-        return (0.0, 0.0) if level < 0 else (float(losses[number][level]), candidates[number].saved[level])
+        return (0.0, 0.0) if level < 0 else (float(losses[number][level]), candidates[number].choices[level].saved)
 
     def reached() -> float:
         return sum(state(number, level)[1] for number, level in enumerate(at))
@@ -99,7 +122,7 @@ def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: fl
         steps = []  # layer, level, what it costs and saves more
         for number, each in enumerate(candidates):
             loss, saved = state(number, at[number])
-            for level in range(at[number] + 1, len(each.ranks)):
+            for level in range(at[number] + 1, len(each.choices)):
                 more = state(number, level)
                 if more[1] > saved:
                     steps.append((number, level, more[0] - loss, more[1] - saved))
@@ -112,21 +135,24 @@ def by_loss(candidates: Sequence[Candidate], losses: Sequence[Array], wanted: fl
             alike = [step for step in enough if step[2] <= least * _ALIKE + _NOTHING]
             number, level, *_ = max(alike, key=lambda step: step[3])
         at[number] = level
-    return [each.ranks[level] if level >= 0 else None for each, level in zip(candidates, at, strict=True)]
+    return [each.choices[level] if level >= 0 else None for each, level in zip(candidates, at, strict=True)]
 
 
-def by_noise(candidates: Sequence[Candidate]) -> list[int | None]:
-    """The smallest rank of each candidate that holds all directions of its weight that are more than noise (`vbmf`)."""
-    told = [evbmf_rank(each.form.lowered) for each in candidates]
-    return [
-        min((rank for rank in each.ranks if rank >= least), default=None) if least else None
-        for each, least in zip(candidates, told, strict=True)
-    ]
+def by_noise(candidates: Sequence[Candidate]) -> list[Choice | None]:
+    """Of each candidate what saves most and holds all directions of its weight that are more than noise (`vbmf`)."""
+    return [_above_noise(each) for each in candidates]
 
 
-def by_energy(candidates: Sequence[Candidate], most_lost: float) -> list[int | None]:
-    """The smallest rank of each candidate that loses at most the fraction `most_lost` of its output's energy."""
-    return [
-        min((rank for rank, lost in zip(each.ranks, each.lost, strict=True) if lost <= most_lost), default=None)
-        for each in candidates
-    ]
+def _above_noise(each: Candidate) -> Choice | None:
+    told: dict[Method, int] = {}
+    for choice in each.choices:
+        if choice.form.method not in told:
+            told[choice.form.method] = evbmf_rank(choice.form.lowered)
+    enough = [choice for choice in each.choices if choice.rank >= (told[choice.form.method] or math.inf)]
+    return enough[-1] if enough else None
+
+
+def by_energy(candidates: Sequence[Candidate], most_lost: float) -> list[Choice | None]:
+    """Of each candidate what saves most and loses at most the fraction `most_lost` of its output's energy."""
+    close = ([choice for choice in each.choices if choice.lost <= most_lost] for each in candidates)
+    return [choices[-1] if choices else None for choices in close]

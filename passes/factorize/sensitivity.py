@@ -1,12 +1,13 @@
 """Sensitivity: what the model's outputs lose when one layer alone has a low rank.
 
-The layer keeps its shape and gets P Pᵀ W, with the bias that takes up the mean of what is lost. Between the ranks that
-are measured, losses are interpolated. The loss is the noise in the outputs by their energy, as pruning measures it.
+The layer keeps its shape and gets the nearest matrix of a form, and the bias that takes up the mean of what is lost. Of
+each form some ranks are measured, and the others interpolated by what the layer's own output loses. The loss is the
+noise in the outputs by their energy, as pruning measures it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from graphopt.analysis.samples import Samples
 from graphopt.ir import clone
 from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import set_constant
-from graphopt.passes.factorize.ranks import Candidate
+from graphopt.passes.factorize.form import Method
+from graphopt.passes.factorize.layers import Layer
+from graphopt.passes.factorize.ranks import Candidate, Choice
 from graphopt.passes.prune.sensitivity import noise_of, outputs_of
 from graphopt.passes.quantize.patches import from_matrix
 from graphopt.pipeline.base import Progress
 
 Array = np.ndarray[Any, Any]
 
-_MEASURED = 3  # ranks of a layer
+_MEASURED = 3  # ranks of a form
 
 
 def losses(
@@ -33,7 +36,7 @@ def losses(
     samples: Samples,
     progress: Progress,
 ) -> list[Array]:
-    """For each candidate, the loss at each of its ranks.
+    """For each candidate, the loss at each of its choices.
 
     Args:
         model: left as it is.
@@ -42,33 +45,55 @@ def losses(
     """
     reference = outputs_of(model, samples)
     places = {node: number for number, node in enumerate(model.graph)}
-    chosen = [_spread(len(each.ranks)) for each in candidates]
+    chosen = [_measured(each) for each in candidates]
     total, done, found = sum(map(len, chosen)), 0, []
     for each, mean, levels in zip(candidates, means, chosen, strict=True):
-        measured = []
+        measured = {}
         for level in levels:
             progress(done, total, f"sensitivity of {each.layer.name}")
             variant = clone(model)
-            lower(list(variant.graph)[places[each.layer.node]], each, each.ranks[level], mean)
-            measured.append(noise_of(reference, variant, samples))
+            lower(list(variant.graph)[places[each.layer.node]], each.layer, each.choices[level], mean)
+            measured[level] = noise_of(reference, variant, samples)
             done += 1
-        rising = np.maximum.accumulate(measured)
-        found.append(np.interp(np.arange(len(each.ranks)), levels, rising))
+        found.append(_interpolated(each, measured))
     progress(total, total, "sensitivity")
     return found
 
 
-def _spread(count: int) -> list[int]:
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(_MEASURED, count))})
+def _by_form(each: Candidate) -> Iterable[list[int]]:
+    """Levels of each form, rising in what the layer's output loses."""
+    levels: dict[Method, list[int]] = {}
+    for level in sorted(range(len(each.choices)), key=lambda level: each.choices[level].lost):
+        levels.setdefault(each.choices[level].form.method, []).append(level)
+    return levels.values()
 
 
-def lower(node: ir.Node, candidate: Candidate, rank: int, mean: Array | None) -> None:
-    """Give `node`, which stands for the candidate's, the matrix of rank `rank`."""
+def _measured(each: Candidate) -> list[int]:
+    return [
+        levels[place]
+        for levels in _by_form(each)
+        for place in sorted({round(i) for i in np.linspace(0, len(levels) - 1, min(_MEASURED, len(levels)))})
+    ]
+
+
+def _interpolated(each: Candidate, measured: Mapping[int, float]) -> Array:
+    found = np.empty(len(each.choices))
+    for levels in _by_form(each):
+        known = [level for level in levels if level in measured]
+        rising = np.maximum.accumulate([measured[level] for level in known])
+        found[levels] = np.interp(
+            [each.choices[level].lost for level in levels], [each.choices[level].lost for level in known], rising
+        )
+    return found
+
+
+def lower(node: ir.Node, layer: Layer, choice: Choice, mean: Array | None) -> None:
+    """Give `node`, which stands for the layer's, the matrix that is chosen."""
     before = constant(node.inputs[1])
     if before is None:
         return
-    matrix = candidate.layer.matrix
-    lowered = candidate.form.projected(matrix, rank)
+    matrix = layer.matrix
+    lowered = choice.form.projected(matrix, choice.rank)
     set_constant(node, 1, from_matrix(node, lowered[None], before.shape).astype(np.float32))
     if mean is None:
         return

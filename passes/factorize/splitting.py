@@ -92,11 +92,30 @@ def split_decoupled(graph: ir.Graph, node: ir.Node, rank: int) -> None:
     pairs = [factors(weight[:, channel].reshape(outputs, -1), rank) for channel in range(channels)]
     windows = np.concatenate([right for _, right in pairs]).reshape(channels * rank, 1, *size)
     mixing = np.concatenate([left for left, _ in pairs], axis=1).reshape(outputs, channels * rank, *(1,) * len(size))
-    inner = _before(graph, node, node.inputs[0], windows, _window(node, len(size)), "first")
-    depthwise = inner.producer()
-    if depthwise is not None:
-        depthwise.attributes["group"] = ir.AttrInt64("group", channels)
+    inner = _before(graph, node, node.inputs[0], windows, _window(node, len(size)), "first", group=channels)
     _become(node, inner, mixing, {})
+
+
+def split_cp(graph: ir.Graph, node: ir.Node, factors: tuple[Array, Array, Array]) -> None:
+    """Replace W of a Conv, of which C, U and V are given, by 1×1, depthwise k×1 and 1×k, and 1×1.
+
+    Args:
+        factors: [channels, rank], [rows, rank] and [columns, rank].
+    """
+    weight = _weight(node)
+    outputs = len(weight)
+    channels, rows, columns = factors
+    rank = channels.shape[1]
+    terms = np.einsum("cr,ur,vr->rcuv", channels, rows, columns).reshape(rank, -1)
+    left = weight.reshape(outputs, -1).astype(np.float64) @ np.linalg.pinv(terms)
+    tallest, widest = np.abs(left).max(axis=0), np.abs(channels).max(axis=0)
+    scale = np.sqrt(np.where(tallest > 0, tallest, 1.0) / np.where(widest > 0, widest, 1.0))
+    window = _window(node, 2)
+    first, second = ({name: _only(values, axis) for name, values in window.items()} for axis in (0, 1))
+    inner = _before(graph, node, node.inputs[0], (channels * scale).T.reshape(rank, -1, 1, 1), {}, "first")
+    down = _before(graph, node, inner, rows.T.reshape(rank, 1, -1, 1), first, "rows", group=rank)
+    along = _before(graph, node, down, columns.T.reshape(rank, 1, 1, -1), second, "columns", group=rank)
+    _become(node, along, (left / scale).reshape(outputs, rank, 1, 1), {})
 
 
 def _weight(node: ir.Node) -> Array:
@@ -125,6 +144,7 @@ def _before(
     weight: Array,
     window: dict[str, tuple[int, ...]],
     place: str,
+    group: int = 1,
 ) -> ir.Value:
     """A Conv without a bias, put before `node`; what it makes."""
     base = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.outputs[0].name)
@@ -138,6 +158,8 @@ def _before(
         outputs=[made],
         name=fresh_node_name(graph, f"{node.name or node.op_type}/{place}"),
     )
+    if group != 1:
+        conv.attributes["group"] = ir.AttrInt64("group", group)
     conv.metadata_props[MARK] = place
     graph.insert_before(node, conv)
     return made

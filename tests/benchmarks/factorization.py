@@ -25,6 +25,7 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning
+from graphopt.passes.factorize.costs import Saving
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import PASSES, TARGETS
 from graphopt.pipeline.spec import parse_spec
@@ -39,18 +40,12 @@ METHODS = {
     "spatial": "method=spatial",
     "tucker2": "method=tucker2",
     "decoupled": "method=decoupled",
+    "cp": "method=cp",
     "auto": "",
 }
 ASKED = (0.1, 0.2, 0.3, 0.4)
-MODELS = (
-    "cifar10_resnet32",
-    "mlperftiny_resnet8_cifar10",
-    "mlperftiny_ad01_autoencoder",
-    "kws_lstm3_mfcc12",
-    "stories260k_lm_t128",
-    "mobilenet_v1_0.75_192",
-    "squeezenet_v1.1_224",
-)
+MODELS = tuple(TASKS)
+SAVINGS = tuple(saving.value for saving in Saving)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +66,18 @@ class Row:
     agreement: float | None
     sqnr_db: float | None
     seconds: float
+    saving: str = "macs"
 
 
 def measure(
-    real: Path, name: str, methods: Sequence[str], asked: Sequence[float], keep: Path | None, *, select: bool
+    real: Path,
+    name: str,
+    methods: Sequence[str],
+    asked: Sequence[float],
+    keep: Path | None,
+    *,
+    saving: str = "macs",
+    select: bool = False,
 ) -> Iterator[Row]:
     """A row for each method and fraction that is asked for."""
     task = TASKS[name]
@@ -93,14 +96,14 @@ def measure(
     for method in methods:
         for ratio in asked:
             work = graph_ir.clone(model)
-            options = ",".join(filter(None, (f"ratio={ratio}", METHODS[method])))
+            options = ",".join(filter(None, (f"ratio={ratio},saving={saving}", METHODS[method])))
             start = time.perf_counter()
             result = parse_spec(f"factorize{{{options}}}").run(work, context)
             seconds = time.perf_counter() - start
             graph_ir.refresh_shapes(work)
             graph_ir.verify(work)
             if keep is not None:
-                graph_ir.save(work, keep / f"{name}.{method.replace(', ', '-').replace(' ', '-')}.{ratio}.onnx")
+                graph_ir.save(work, keep / f"{name}.{method.replace(' ', '-')}.{saving}.{ratio}.onnx")
             after = total(layer_costs(work))
             runs = _outputs(work, data, data.evaluating, task.outputs)
             yield Row(
@@ -118,19 +121,21 @@ def measure(
                 task.agreement(reference, runs) if task.agreement else None,
                 _distance(reference, runs, numbers=task.numbers)[0],
                 seconds,
+                saving,
             )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The score, or agreement, or SQNR, with the MACs that are left; the last row of each counts."""
-    latest = {(row["model"], row["method"], row["asked"], row["split"]): row for row in rows}
+    key = ("model", "method", "split", "saving")
+    latest = {(*(row[part] for part in key), row["asked"]): row for row in rows}
     ratios = sorted({row["asked"] for row in rows})
-    head = ["model", "method", "n", "float", *(f"asked {ratio}" for ratio in ratios), "s at the last"]
+    head = ["model", "method", "saving", "n", "float", *(f"asked {ratio}" for ratio in ratios), "s at the last"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for model, method, split in dict.fromkeys((row["model"], row["method"], row["split"]) for row in rows):
-        found = [latest.get((model, method, ratio, split)) for ratio in ratios]
+    for kind in dict.fromkeys(tuple(row[part] for part in key) for row in rows):
+        found = [latest.get((*kind, ratio)) for ratio in ratios]
         some = [row for row in found if row is not None]
-        cells = [model, method, some[0]["samples"], _score_of(some[0], some[0]["float_score"])]
+        cells = [*kind[:2], kind[3], some[0]["samples"], _score_of(some[0], some[0]["float_score"])]
         cells += ["" if row is None else _figure(row) for row in found]
         cells.append(f"{some[-1]['seconds']:.0f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -159,7 +164,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", choices=METHODS)
-    parser.add_argument("--asked", nargs="+", type=float, default=ASKED, help="fractions of the MACs to remove")
+    parser.add_argument("--asked", nargs="+", type=float, default=ASKED, help="fractions to remove")
+    parser.add_argument("--saving", choices=SAVINGS, default="macs", help="of what")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="save the models there")
     parser.add_argument("--select", action="store_true", help="within the calibration split")
     parser.add_argument("--table", action="store_true", help="print the table of --out, and measure nothing")
@@ -171,7 +177,8 @@ def main() -> None:
     warnings.simplefilter("ignore", ModelWarning)
     for name in options.only or MODELS:
         methods = options.methods or list(METHODS)
-        for row in measure(options.real, name, methods, options.asked, options.keep, select=options.select):
+        arguments = (options.real, name, methods, options.asked, options.keep)
+        for row in measure(*arguments, saving=options.saving, select=options.select):
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(row)) + "\n")
             print(f"{name} {row.method} {row.kept:.3f}: {row.score} {row.agreement} {row.sqnr_db}", file=sys.stderr)

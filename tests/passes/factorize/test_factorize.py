@@ -22,10 +22,10 @@ from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.factorize.factorize import Factorize
-from graphopt.passes.factorize.forms import Svd
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
-from graphopt.passes.factorize.ranks import Candidate, by_loss
+from graphopt.passes.factorize.matrix_forms import Svd
+from graphopt.passes.factorize.ranks import Candidate, Choice, by_loss
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
 from graphopt.passes.quantize.quantize import Quantize
@@ -354,11 +354,12 @@ def test_the_last_step_saves_what_is_asked_and_not_the_cheapest_mass() -> None:
     model = dense(rank=12, noise=0.02)
     graph_ir.refresh_shapes(model)
     found, _ = layers(model.graph, ())
+    forms = [Svd(layer, directions(layer.matrix, None)) for layer in found[:2]]
     first, second = (
-        Candidate(layer, Svd(layer, directions(layer.matrix, None)), (8, 4), (0.0, 0.0), saved)
-        for layer, saved in zip(found[:2], ((10.0, 100.0), (12.0, 13.0)), strict=True)
+        Candidate(form.layer, tuple(Choice(form, rank, 0.0, much) for rank, much in zip((8, 4), saved, strict=True)))
+        for form, saved in zip(forms, ((10.0, 100.0), (12.0, 13.0)), strict=True)
     )
     losses = (np.array([3.0, 20.0]), np.array([4.0, 5.0]))
-    assert by_loss((first, second), losses, 9.0) == [8, None]
-    assert by_loss((first, second), losses, 11.0) == [None, 8]
-    assert by_loss((first, second), losses, 100.0) == [4, None]
+    for wanted, expected in ((9.0, [8, None]), (11.0, [None, 8]), (100.0, [4, None])):
+        taken = by_loss((first, second), losses, wanted)
+        assert [choice and choice.rank for choice in taken] == expected

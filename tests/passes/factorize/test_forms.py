@@ -11,19 +11,22 @@ from hypothesis import strategies as st
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
+from graphopt.passes.factorize import cp
 from graphopt.passes.factorize.costs import Saving, cost_of
 from graphopt.passes.factorize.factorize import Factorize
-from graphopt.passes.factorize.forms import Form, Method, folded, forms_of, unfolded
+from graphopt.passes.factorize.form import Form, Method
+from graphopt.passes.factorize.forms import forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.factorize.window_forms import folded, unfolded
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import TARGETS
 from tests.passes.harness import assert_same_outputs, outputs, parse, run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> '
 RNG = np.random.default_rng(0)
-WINDOWS = [Method.SPATIAL, Method.TUCKER2, Method.DECOUPLED]
+WINDOWS = [Method.SPATIAL, Method.TUCKER2, Method.DECOUPLED, Method.CP]
 
 
 def convolution(weight: np.ndarray, image: tuple[int, int], attributes: str = "") -> ir.Model:
@@ -102,16 +105,48 @@ def test_spatial_of_a_separable_window_has_rank_one() -> None:
     np.testing.assert_allclose(form.projected(weight.reshape(2, -1), 1), weight.reshape(2, -1), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", [Method.SVD, Method.SPATIAL, Method.TUCKER2, Method.DECOUPLED])
+def test_a_form_of_higher_rank_loses_less(method: Method) -> None:
+    weight = RNG.normal(size=(8, 6, 3, 3))
+    form = form_of(convolution(weight, (6, 6)), method)
+    lost = [form.lost(rank) for rank in range(1, form.full_rank + 1)]
+    assert lost == sorted(lost, reverse=True)
+
+
 @pytest.mark.parametrize("method", list(Method)[1:])
-def test_a_form_of_higher_rank_loses_less_and_projecting_twice_changes_nothing(method: Method) -> None:
+def test_a_form_loses_what_it_says_and_projecting_twice_changes_nothing(method: Method) -> None:
     weight = RNG.normal(size=(8, 6, 3, 3))
     spread = RNG.normal(size=(54, 54))
-    form = form_of(convolution(weight, (6, 6)), method, spread @ spread.T)
-    lost = [form.lost(rank) for rank in range(1, form.full_rank + 1)]
-    assert lost == sorted(lost, reverse=True) and lost[-1] < 1e-9
-    once = form.projected(weight.reshape(8, -1), 3)
+    spread = spread @ spread.T
+    form = form_of(convolution(weight, (6, 6)), method, spread)
+    matrix = weight.reshape(8, -1)
+    once = form.projected(matrix, 3)
+    outside = np.trace((matrix - once) @ spread @ (matrix - once).T) / np.trace(matrix @ spread @ matrix.T)
+    assert form.lost(3) == pytest.approx(outside) and form.lost(form.full_rank) < 1e-9
     np.testing.assert_allclose(form.projected(once, 3), once, atol=1e-9)
-    np.testing.assert_allclose(form.nearest(once, spread @ spread.T, 3), once, atol=1e-6)
+    np.testing.assert_allclose(form.nearest(once, spread, 3), once, atol=1e-6)
+
+
+def test_cp_finds_the_terms_of_which_a_window_is_made() -> None:
+    parts = [RNG.normal(size=(size, 3)) for size in (8, 6, 3, 3)]
+    weight = np.einsum("or,cr,ur,vr->ocuv", *parts)
+    form = form_of(convolution(weight, (6, 6)), Method.CP)
+    assert form.lost(3) < 1e-4 < form.lost(2)
+
+
+def test_a_ridge_keeps_terms_of_cp_from_growing_while_they_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """a ⊗ a ⊗ b + a ⊗ b ⊗ a + b ⊗ a ⊗ a is of rank 3, and two terms come as near as they are large."""
+    a, b = np.eye(3)[:2]
+    tensor = sum(np.einsum("o,c,u,v->ocuv", x, y, z, a) for x, y, z in ((a, a, b), (a, b, a), (b, a, a)))
+    monkeypatch.setattr(cp, "_ROUNDS", 2000)
+    monkeypatch.setattr(cp, "_SETTLED", 0.0)
+    norms = []
+    for ridge in (cp._RIDGE, 1e-15):
+        monkeypatch.setattr(cp, "_RIDGE", ridge)
+        factors = cp.alternate(np.asarray(tensor), 2, np.random.default_rng(0))
+        terms = np.einsum("cr,ur,vr->rcuv", *factors).reshape(2, -1)
+        norms.append(np.linalg.norm(np.asarray(tensor).reshape(3, -1) @ np.linalg.pinv(terms, rcond=1e-10)))
+    assert norms[0] < 0.6 * norms[1]
 
 
 def test_folding_is_undone() -> None:

@@ -1,0 +1,56 @@
+"""W ≈ U V: the one form that every layer has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.factorize import splitting
+from graphopt.passes.factorize.costs import Product
+from graphopt.passes.factorize.form import Method
+from graphopt.passes.factorize.layers import Layer
+from graphopt.passes.factorize.low_rank import Directions, directions
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Svd:
+    """W ≈ U V."""
+
+    layer: Layer
+    directions: Directions
+
+    @property
+    def method(self) -> Method:
+        return Method.SVD
+
+    @property
+    def full_rank(self) -> int:
+        return self.layer.full_rank
+
+    @property
+    def lowered(self) -> Array:
+        return self.layer.matrix
+
+    def lost(self, rank: int) -> float:
+        return self.directions.lost(rank)
+
+    def projected(self, matrix: Array, rank: int) -> Array:
+        return self.directions.projected(matrix, rank)
+
+    def nearest(self, matrix: Array, covariance: Array, rank: int) -> Array:
+        return directions(matrix, covariance).projected(matrix, rank)
+
+    def products(self, rank: int) -> Sequence[Product]:
+        layer = self.layer
+        outputs, features = layer.matrix.shape
+        first = Product(rank, features, layer.places, layer.line, layer.winograd)
+        return (first, Product(outputs, rank, layer.places))
+
+    def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
+        splitting.split(graph, node, rank)
