@@ -23,6 +23,7 @@ class Product:
 
     line: places in one line of a picture, where a window covers several; else 0.
     winograd: whether it is a window that Winograd's algorithm serves.
+    lookup: whether columns are one-hot, as of an embedding: nothing is multiplied.
     """
 
     outputs: int
@@ -30,14 +31,19 @@ class Product:
     places: int
     line: int = 0
     winograd: bool = False
+    lookup: bool = False
 
 
 def cost_of(products: Iterable[Product], kernels: Kernels, saving: Saving) -> float:
     """Of all products together: MACs, bytes of weights, or estimated cycles."""
     if saving is Saving.MACS:
-        return float(sum(each.outputs * each.features * each.places for each in products))
+        return float(sum(each.outputs * each.features * each.places for each in products if not each.lookup))
     if saving is Saving.BYTES:
         return 4.0 * sum(each.outputs * each.features for each in products)
-    return sum(
-        kernels.window(each.places, each.features, each.outputs, each.line, winograd=each.winograd) for each in products
-    )
+    return sum(_time(each, kernels) for each in products)
+
+
+def _time(product: Product, kernels: Kernels) -> float:
+    if product.lookup:
+        return kernels.lookup(product.places, product.outputs)
+    return kernels.window(product.places, product.features, product.outputs, product.line, winograd=product.winograd)

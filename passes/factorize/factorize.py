@@ -27,7 +27,7 @@ from graphopt.passes.factorize.forms import forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
-from graphopt.passes.factorize.ranks import Candidate, Choice, by_energy, by_loss, by_noise, candidate
+from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
@@ -72,6 +72,7 @@ class Factorize(Pass):
     whitened: bool = option(True, "weigh errors by what the layer reads, not alike in all directions; needs data")
     most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
     least_saved: float = option(0.005, "fraction of the model's cost that a layer must save at its lowest rank")
+    slower: float = option(0.0, "fraction of the model's time that a layer may add, to save bytes or MACs")
     refit: bool = option(True, "refit the factors and the layers behind by least squares; needs data")
     multiple: int | None = option(None, "ranks of wide layers are multiples of this; the target's by default")
     samples: int = option(256, "of the calibration data, for directions and refitting")
@@ -99,7 +100,7 @@ class Factorize(Pass):
                 ModelWarning,
                 stacklevel=2,
             )
-        before = self._cost_of(model, context)
+        before = self._cost_of(model, context, self.saving)
         start = float(model.metadata_props.get(_RECORD + self.saving.value, before))
         unmet = not self._by_ratio or before > (1 - self.ratio) * start * (1 + _CLOSE)
         if not unmet or self.ratio == 0 or model.metadata_props.get(_RECORD + "asked") == self._asked:
@@ -115,6 +116,7 @@ class Factorize(Pass):
             ("energy", 0, 1),
             ("most_lost", 0, 1),
             ("least_saved", 0, 1),
+            ("slower", 0, 10),
             ("damping", 1e-9, 100),
         ):
             value = getattr(self, name)
@@ -137,12 +139,12 @@ class Factorize(Pass):
     def _by_ratio(self) -> bool:
         return self.energy is None and not self.vbmf
 
-    def _cost_of(self, model: ir.Model, context: PassContext) -> float:
+    def _cost_of(self, model: ir.Model, context: PassContext, saving: Saving) -> float:
         """Of the whole model, in what is to be saved. Layers that cannot be factored take the time of their MACs."""
         whole = total(layer_costs(model))
-        if self.saving is Saving.MACS:
+        if saving is Saving.MACS:
             return float(whole.macs)
-        if self.saving is Saving.BYTES:
+        if saving is Saving.BYTES:
             return float(whole.weight_bytes)
         found, _ = layers(model.graph, ())
         kernels = _kernels(context)
@@ -153,11 +155,14 @@ class Factorize(Pass):
         found, declined = layers(model.graph, self.exclude)
         kernels = _kernels(context)
         observed = self._observed(model, found, context)
+        multiple = self.multiple or (context.target.channel_multiple if context.target is not None else 1)
+        slower = self.slower * self._cost_of(model, context, Saving.TIME) if self.slower else 0.0
+        limits = Limits(multiple, self.most_lost, slower)
         candidates, means = [], []
         for each in found:
             reader = observed.get(each.node)
             covariance, mean = _spread(each, reader)
-            if reader is None and context.calibration is not None and self.whitened:
+            if reader is None and context.calibration is not None and self.whitened and not each.lookup:
                 declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
             along = _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None)
             result = candidate(
@@ -165,8 +170,7 @@ class Factorize(Pass):
                 forms_of(each, self.method, covariance if self.whitened else None, along),
                 kernels,
                 self.saving,
-                self.multiple or (context.target.channel_multiple if context.target is not None else 1),
-                self.most_lost,
+                limits,
             )
             if not isinstance(result, str) and result.choices[-1].saved < self.least_saved * whole:
                 result = (

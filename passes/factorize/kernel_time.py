@@ -60,6 +60,10 @@ class Kernels:
         direct = self.cycles(rows, features, outputs, line)
         return min(direct, self.winograd(rows, features // _WINDOW, outputs, line)) if winograd else direct
 
+    def lookup(self, rows: int, outputs: int) -> float:
+        """Of copying `rows` rows of a table, each of `outputs` numbers."""
+        return _PER_OUTPUT * rows * outputs + _PER_CALL
+
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         """Of a product of [rows, features] and [features, outputs].
 

@@ -2,6 +2,10 @@
 
 A Conv of one group, whatever its kernel, is y = W x with x a patch. U V then is a convolution with the same kernel to
 r channels and a 1×1 convolution from these (X. Zhang and others, Accelerating very deep convolutional networks, 2016).
+
+An LSTM, GRU or RNN multiplies its whole input by W before the loop over time: that product is the layer, of all gates
+and directions at once. R is in the loop, where a second product would wait for the first: it stays. An embedding, a
+Gather of rows of a table, is W times one-hot columns: a table of r columns, and a product. That saves bytes, not time.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from graphopt.ir.reading import constant, is_standard, static_shape
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.costs import Product
 from graphopt.passes.prune.readers import MOST_FEATURES, Reader
-from graphopt.passes.quantize.patches import to_matrix, why_not
+from graphopt.passes.quantize.patches import RECURRENT, to_matrix, why_not
 from graphopt.pipeline.base import Declined
 
 Array = np.ndarray[Any, Any]
@@ -35,6 +39,7 @@ class Layer:
     line: places in one line of a picture, where a window covers several; else 0.
     winograd: whether it is a window that Winograd's algorithm serves.
     biased: whether a constant takes up a mean, or may.
+    lookup: whether it is an embedding.
     """
 
     node: ir.Node
@@ -43,6 +48,12 @@ class Layer:
     line: int
     winograd: bool
     biased: bool
+    lookup: bool = False
+
+    @property
+    def weight_index(self) -> int:
+        """Of the node's input that holds W."""
+        return 0 if self.lookup else 1
 
     @property
     def name(self) -> str:
@@ -58,18 +69,18 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one run."""
-        return int(self.matrix.size) * self.places
+        return 0 if self.lookup else int(self.matrix.size) * self.places
 
     @property
     def product(self) -> Product:
         """What the kernels see."""
         outputs, features = self.matrix.shape
-        return Product(outputs, features, self.places, self.line, self.winograd)
+        return Product(outputs, features, self.places, self.line, self.winograd, self.lookup)
 
     def reader(self) -> Reader | None:
-        """What sums up the second moments of its input; None where there are too many features."""
+        """What sums up the second moments of its input; None where there are too many features, or all rows count."""
         outputs, features = self.matrix.shape
-        if features > MOST_FEATURES:
+        if self.lookup or features > MOST_FEATURES:
             return None
         empty = np.zeros((1, features, features))
         return Reader(self.node, self.matrix.reshape(1, outputs, features), np.zeros((1, features), int), empty)
@@ -79,7 +90,7 @@ def layers(graph: ir.Graph, exclude: tuple[str, ...]) -> tuple[list[Layer], list
     """The layers of the main graph that have a constant matrix, and those of them that must stay, with reasons."""
     found, declined = [], []
     for node in graph:
-        if not is_standard(node, "Conv", "Gemm", "MatMul"):
+        if not is_standard(node, "Conv", "Gemm", "MatMul", "Gather", *RECURRENT):
             continue
         weight, index = _weight(node)
         if weight is None:
@@ -93,6 +104,12 @@ def layers(graph: ir.Graph, exclude: tuple[str, ...]) -> tuple[list[Layer], list
 
 
 def _weight(node: ir.Node) -> tuple[Array | None, int]:
+    if node.op_type == "Gather":
+        table = constant(node.inputs[0])
+        is_table = (
+            table is not None and table.ndim == 2 and table.dtype.kind == "f" and constant(node.inputs[1]) is None
+        )
+        return (table, 0) if is_table and node.attributes.get_int("axis", 0) == 0 else (None, 0)
     for index in (1, 0):
         array = constant(node.inputs[index]) if len(node.inputs) > index else None
         if array is not None:
@@ -101,12 +118,12 @@ def _weight(node: ir.Node) -> tuple[Array | None, int]:
 
 
 def _why_not(node: ir.Node, weight: Array, index: int, exclude: tuple[str, ...]) -> str:
-    value = node.inputs[1]
+    value = node.inputs[index]
     if any(fnmatchcase(str(node.name), pattern) for pattern in exclude):
         return "excluded by the options"
     if MARK in node.metadata_props:
         return "it is a factor already"
-    if reason := why_not(node, index, weight):
+    if node.op_type not in ("Gather", *RECURRENT) and (reason := why_not(node, index, weight)):
         return reason
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}, not float32"
@@ -118,16 +135,30 @@ def _why_not(node: ir.Node, weight: Array, index: int, exclude: tuple[str, ...])
         return "its first operand is transposed"
     if value is not None and len(value.uses()) > 1:
         return "its weight is shared with another layer"
-    if static_shape(node.outputs[0]) is None or static_shape(node.inputs[0]) is None:
+    if any(static_shape(each) is None for each in (node.inputs[0], node.inputs[1], _result(node))):
         return "its shape is not known"
-    if min(to_matrix(node, weight).shape[1:]) < _LEAST:
+    if min(_matrix(node, weight).shape) < _LEAST:
         return "its matrix has rank 1"
     return ""
 
 
+def _result(node: ir.Node) -> ir.Value | None:
+    """An output that is there; what comes first may be left out."""
+    return next((value for value in node.outputs if value.name), None)
+
+
+def _matrix(node: ir.Node, weight: Array) -> Array:
+    return weight.T if node.op_type == "Gather" else to_matrix(node, weight)[0]
+
+
 def _layer(node: ir.Node, weight: Array) -> Layer:
-    matrix = to_matrix(node, weight)[0].astype(np.float64)
-    shape = static_shape(node.outputs[0]) or ()
+    matrix = _matrix(node, weight).astype(np.float64)
+    lookup = node.op_type == "Gather"
+    if lookup or node.op_type in RECURRENT:
+        read = shape_of(node.inputs[1] if lookup else node.inputs[0])
+        places = prod(read if lookup else read[:-1])
+        return Layer(node, matrix, places, 0, winograd=False, biased=False, lookup=lookup)
+    shape = shape_of(node.outputs[0])
     line = shape[-1] if node.op_type == "Conv" and prod(weight.shape[2:]) > 1 else 0
     has_bias = len(node.inputs) > 2 and constant(node.inputs[2]) is not None
     biased = node.op_type == "Conv" or (node.op_type == "Gemm" and has_bias)

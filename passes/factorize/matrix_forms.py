@@ -1,4 +1,4 @@
-"""W ≈ U V: the one form that every layer has."""
+"""W ≈ U V: the one form that every layer has. Of an embedding, V is the table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from graphopt.passes.factorize.costs import Product
 from graphopt.passes.factorize.form import Method
 from graphopt.passes.factorize.layers import Layer
 from graphopt.passes.factorize.low_rank import Directions, directions
+from graphopt.passes.quantize.patches import RECURRENT
 
 Array = np.ndarray[Any, Any]
 
@@ -49,8 +50,13 @@ class Svd:
     def products(self, rank: int) -> Sequence[Product]:
         layer = self.layer
         outputs, features = layer.matrix.shape
-        first = Product(rank, features, layer.places, layer.line, layer.winograd)
+        first = Product(rank, features, layer.places, layer.line, layer.winograd, layer.lookup)
         return (first, Product(outputs, rank, layer.places))
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
-        splitting.split(graph, node, rank)
+        if self.layer.lookup:
+            splitting.split_embedding(graph, node, rank)
+        elif node.op_type in RECURRENT:
+            splitting.split_recurrent(graph, node, rank)
+        else:
+            splitting.split(graph, node, rank)

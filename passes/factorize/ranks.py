@@ -49,14 +49,25 @@ class Candidate:
     choices: tuple[Choice, ...]
 
 
-def candidate(
-    layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Saving, multiple: int, most_lost: float
-) -> Candidate | str:
+@dataclass(frozen=True)
+class Limits:
+    """What a choice must keep to.
+
+    multiple: of which the ranks of wide layers are. most_lost: fraction of the energy of the layer's output.
+    slower: cycles that it may take more than the layer.
+    """
+
+    multiple: int
+    most_lost: float
+    slower: float = 0.0
+
+
+def candidate(layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Saving, limits: Limits) -> Candidate | str:
     """The choices of a layer that pay, of all forms, or why there is none, as the first form says."""
     choices: list[Choice] = []
     reasons = ["the method has no form for such a layer"][len(forms[:1]) :]
     for form in forms:
-        found = _choices(layer, form, kernels, saving, multiple, most_lost)
+        found = _choices(layer, form, kernels, saving, limits)
         if isinstance(found, str):
             reasons.append(found)
         else:
@@ -64,10 +75,9 @@ def candidate(
     return Candidate(layer, _frontier(choices)) if choices else reasons[0]
 
 
-def _choices(
-    layer: Layer, form: Form, kernels: Kernels, saving: Saving, multiple: int, most_lost: float
-) -> list[Choice] | str:
-    step = multiple if form.full_rank >= 2 * multiple else 1
+def _choices(layer: Layer, form: Form, kernels: Kernels, saving: Saving, limits: Limits) -> list[Choice] | str:
+    step = limits.multiple if form.full_rank >= 2 * limits.multiple else 1
+    most_lost = limits.most_lost
     now, whole = (cost_of([layer.product], kernels, kind) for kind in (Saving.TIME, saving))
 
     def cost(rank: int, kind: Saving) -> float:
@@ -76,7 +86,7 @@ def _choices(
     cheaper = [
         rank
         for rank in range(step, form.full_rank, step)
-        if cost(rank, Saving.TIME) < now and cost(rank, saving) < whole
+        if cost(rank, Saving.TIME) < now + limits.slower and cost(rank, saving) < whole
     ]
     if not cheaper:
         least, factors = cost(step, Saving.TIME), len(form.products(step))
@@ -84,7 +94,7 @@ def _choices(
         return f"{count} factors of rank {step} take an estimated {least:,.0f} cycles, and the layer {now:,.0f}"
     if (lost := form.lost(cheaper[-1])) > most_lost:
         return (
-            f"rank {cheaper[-1]}, the largest that takes less time, loses {100 * lost:.1f} % of its output's energy, "
+            f"rank {cheaper[-1]}, the largest that pays, loses {100 * lost:.1f} % of its output's energy, "
             f"more than {100 * most_lost:.1f} %"
         )
     close = cheaper[bisect_left(cheaper, -most_lost, key=lambda rank: -form.lost(rank)) :]

@@ -89,12 +89,14 @@ def _interpolated(each: Candidate, measured: Mapping[int, float]) -> Array:
 
 def lower(node: ir.Node, layer: Layer, choice: Choice, mean: Array | None) -> None:
     """Give `node`, which stands for the layer's, the matrix that is chosen."""
-    before = constant(node.inputs[1])
+    index = layer.weight_index
+    before = constant(node.inputs[index])
     if before is None:
         return
     matrix = layer.matrix
     lowered = choice.form.projected(matrix, choice.rank)
-    set_constant(node, 1, from_matrix(node, lowered[None], before.shape).astype(np.float32))
+    weight = lowered.T if layer.lookup else from_matrix(node, lowered[None], before.shape)
+    set_constant(node, index, np.ascontiguousarray(weight, np.float32))
     if mean is None:
         return
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.reading import constant
-from graphopt.passes.cleanup.constants import set_constant
+from graphopt.passes.cleanup.constants import remove_unused_constant, set_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.factorize.layers import MARK
 from graphopt.passes.factorize.low_rank import factors
@@ -52,6 +52,53 @@ def split(graph: ir.Graph, node: ir.Node, rank: int) -> None:
         node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", (1,) * (weight.ndim - 2))
     set_constant(node, 1, np.ascontiguousarray(second).astype(np.float32))
     node.replace_input_with(0, inner)
+    graph.insert_before(node, before)
+    before.metadata_props[MARK] = "first"
+    node.metadata_props[MARK] = "second"
+
+
+def split_recurrent(graph: ir.Graph, node: ir.Node, rank: int) -> None:
+    """Put x V before an LSTM, GRU or RNN, whose W [directions, gates * hidden, input] becomes U of `rank` features."""
+    weight, read = _weight(node), node.inputs[0]
+    left, right = factors(weight.reshape(-1, weight.shape[-1]), rank)
+    base = str(node.inputs[1].name) if node.inputs[1] is not None else "W"
+    inner = ir.Value(name=fresh_name(graph, f"{base}/inner"), type=read.type if read is not None else None)
+    before = ir.Node(
+        "",
+        "MatMul",
+        [read, add_initializer(graph, base, np.ascontiguousarray(right.T, np.float32))],
+        outputs=[inner],
+        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
+    )
+    set_constant(node, 1, np.ascontiguousarray(left.reshape(*weight.shape[:2], rank), np.float32))
+    node.replace_input_with(0, inner)
+    graph.insert_before(node, before)
+    before.metadata_props[MARK] = "first"
+    node.metadata_props[MARK] = "second"
+
+
+def split_embedding(graph: ir.Graph, node: ir.Node, rank: int) -> None:
+    """Replace a Gather of rows of a table [rows, width] by one of `rank` columns, and a product with [rank, width]."""
+    table = constant(node.inputs[0])
+    if table is None:
+        raise ValueError(f"Gather '{node.name}' has no constant table")
+    left, right = factors(table, rank)
+    inner = ir.Value(name=fresh_name(graph, f"{node.outputs[0].name}/inner"), type=node.outputs[0].type)
+    base = str(node.inputs[0].name) if node.inputs[0] is not None else str(node.outputs[0].name)
+    before = ir.Node(
+        "",
+        "Gather",
+        [add_initializer(graph, base, np.ascontiguousarray(left, np.float32)), node.inputs[1]],
+        outputs=[inner],
+        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
+    )
+    node.attributes.pop("axis", None)
+    node.op_type = "MatMul"
+    node.replace_input_with(1, add_initializer(graph, base, np.ascontiguousarray(right, np.float32)))
+    whole = node.inputs[0]
+    node.replace_input_with(0, inner)
+    if whole is not None:
+        remove_unused_constant(whole)
     graph.insert_before(node, before)
     before.metadata_props[MARK] = "first"
     node.metadata_props[MARK] = "second"

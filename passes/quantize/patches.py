@@ -16,6 +16,12 @@ from graphopt.passes.cleanup.fold_pad import same_pads
 
 Array = np.ndarray[Any, Any]
 
+RECURRENT = (
+    "LSTM",
+    "GRU",
+    "RNN",
+)  # of which the product with the input is meant: W, [directions, gates * hidden, input]
+
 
 def why_not(node: ir.Node, weight_index: int, weight: Array) -> str:
     """Why `node` is not such a product; empty if it is.
@@ -35,12 +41,14 @@ def to_matrix(node: ir.Node, weight: Array) -> Array:
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
         return weight.reshape(groups, weight.shape[0] // groups, -1)
+    if node.op_type in RECURRENT:
+        return weight.reshape(1, -1, weight.shape[-1])
     return (weight if _is_transposed(node) else weight.T)[None]
 
 
 def from_matrix(node: ir.Node, matrix: Array, shape: tuple[int, ...]) -> Array:
     """The inverse of `to_matrix`; `shape` is that of the weight."""
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", *RECURRENT):
         return np.ascontiguousarray(matrix.reshape(shape))  # a view in another order cannot be handed to a runtime
     return np.ascontiguousarray(matrix[0] if _is_transposed(node) else matrix[0].T)
 

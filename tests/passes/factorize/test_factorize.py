@@ -21,6 +21,7 @@ from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup.clean_up import CleanUp
+from graphopt.passes.factorize.costs import Saving
 from graphopt.passes.factorize.factorize import Factorize
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
@@ -221,6 +222,56 @@ def test_layers_that_must_stay_say_why() -> None:
         "matmul_2": "its weight is shared with another layer",
         "matmul_3": "its weight is shared with another layer",
     }
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_the_input_of_a_recurrent_layer_is_multiplied_by_two_factors(operator: str, gates: int, direction: str) -> None:
+    ways, hidden = 2 if direction == "bidirectional" else 1, 24
+    model = parse(
+        HEAD + f"g (float[7,1,64] x) => (float[7,{ways},1,{hidden}] y) {{ "
+        f'y = {operator} <hidden_size = {hidden}, direction = "{direction}"> (x, w, r) }}',
+        w=low(ways * gates * hidden, 64, 4).reshape(ways, gates * hidden, 64),
+        r=0.1 * weight(ways, gates * hidden, hidden),
+    )  # fmt: skip
+    samples = Samples({"x": weight(40, 7, 1, 64)}, {"x": 0})
+    outcome = factored(model, Factorize(energy=0.999), samples)
+    assert outcome.operators() == ["MatMul", operator] and sqnr(outcome, samples) > 50
+    assert structure(outcome.after)[2] == "weight %w:1: f32[64,8]"
+
+
+def test_a_recurrent_layer_without_its_first_output_is_factored_too() -> None:
+    model = parse(
+        HEAD + "g (float[7,1,64] x) => (float[1,1,24] h) { , h = GRU <hidden_size = 24> (x, w, r) }",
+        w=low(72, 64, 4).reshape(1, 72, 64), r=0.1 * weight(1, 72, 24),
+    )  # fmt: skip
+    samples = Samples({"x": weight(40, 7, 1, 64)}, {"x": 0})
+    assert sqnr(factored(model, Factorize(energy=0.999), samples), samples) > 50
+
+
+def embedding(rank: int) -> ir.Model:
+    return parse(
+        HEAD + "g (int64[1,5] i) => (float[1,5,32] y) { e = Gather (t, i) y = MatMul(e, w) }",
+        t=low(400, 48, rank), w=weight(48, 32),
+    )  # fmt: skip
+
+
+def test_an_embedding_becomes_a_narrow_table_and_a_product_where_bytes_are_worth_time() -> None:
+    tokens = np.random.default_rng(0).integers(0, 400, (30, 5))
+    samples = Samples({"i": tokens}, {"i": 1})
+    options: dict[str, Any] = {"ratio": 0.5, "saving": Saving.BYTES, "exclude": ("matmul_1",)}
+    stays = factored(embedding(8), Factorize(**options), samples)
+    assert not stays.result.changed and "two factors of rank 8 take an estimated" in stays.reasons()["gather_0"]
+    outcome = factored(embedding(8), Factorize(slower=1.0, **options), samples)
+    assert structure(outcome.after) == [
+        "weight %w: f32[48,32]",
+        "weight %t:1: f32[400,8]",
+        "weight %t:2: f32[8,48]",
+        '%e/inner:y:1 = Gather(%t:1, %i)  # f32[1,5,8] "gather_0/first"',
+        '%e = MatMul(%e/inner:y:1, %t:2)  # f32[1,5,48] "gather_0"',
+        '%y = MatMul(%e, %w)  # f32[1,5,32] "matmul_1"',
+    ]
+    assert sqnr(outcome, samples) > 60
 
 
 def test_a_result_with_several_readers_and_an_output_keep_theirs() -> None:
