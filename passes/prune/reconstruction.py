@@ -9,7 +9,8 @@ with G = E[x xᵀ] and K = E[y xᵀ] about the means (Y. He and others, Channel 
 networks, 2017, section 3.1, with the original's activations as the goal). Where the layer's output is added to another
 value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed.
 
-A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G.
+A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G. So
+is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time is given is no value of the graph.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.prune.readers import MOST_FEATURES
-from graphopt.passes.quantize.patches import columns, from_matrix, places_of, to_matrix, why_not
+from graphopt.passes.quantize.patches import RECURRENT, columns, from_matrix, places_of, to_matrix, why_not
 from graphopt.pipeline.base import Declined, Progress
 
 Array = np.ndarray[Any, Any]
@@ -78,11 +79,12 @@ def reconstruct(
             continue
         changed.update(new.outputs)
         weight = constant(new.inputs[1]) if len(new.inputs) > 1 else None
-        if not is_standard(new, "Conv", "Gemm", "MatMul") or weight is None:
+        fits = is_standard(new, "Conv", "Gemm", "MatMul") or (new in constraints and is_standard(new, *RECURRENT))
+        if not fits or weight is None:
             continue
         if new.inputs[0] not in changed and new not in constraints:
             continue
-        reason = why_not(new, 1, weight)
+        reason = "" if new.op_type in RECURRENT else why_not(new, 1, weight)
         if not reason and to_matrix(new, weight).shape[-1] > MOST_FEATURES:
             reason = f"it sums over more than {MOST_FEATURES} numbers"
         if reason:
@@ -118,13 +120,17 @@ def _refit(
     if weight is None or given is None:
         return
     matrix = to_matrix(new, weight).astype(np.float64)
-    other = _addend(old, new)
-    wanted_names = [str(result.name), *([str(other[0].name)] if other else [])]
+    recurrent = new.op_type in RECURRENT
+    source = old.inputs[0] if recurrent and old.inputs[0] is not None else result
+    other = None if recurrent else _addend(old, new)
+    wanted_names = [str(source.name), *([str(other[0].name)] if other else [])]
     found_names = [str(given.name), *([str(other[1].name)] if other else [])]
     sums = _Sums(matrix.shape)
     for wanted, have in zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True):
         entering = have[str(given.name)]
-        goal = _remaining(wanted[str(result.name)], result, found, kept)
+        goal = _remaining(wanted[str(source.name)], source, found, kept)
+        if recurrent:
+            goal = goal @ matrix[0].T
         if other:
             shortcut = _remaining(wanted[str(other[0].name)], other[0], found, kept)
             goal = goal + shortcut - have[str(other[1].name)]

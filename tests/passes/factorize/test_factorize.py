@@ -330,6 +330,20 @@ def test_refitting_helps() -> None:
     assert kept[1] > kept[0]
 
 
+def test_refitting_helps_recurrent_layers_behind_others() -> None:
+    model = parse(
+        HEAD + "g (float[9,1,48] x) => (float[9,1,1,24] y) { m = MatMul(x, w0) r = Relu(m) "
+        "y = LSTM <hidden_size = 24> (r, w, r0) }",
+        w0=low(48, 64, 12) + 0.03 * weight(48, 64, seed=5), r0=0.1 * weight(1, 96, 24),
+        w=(low(96, 64, 12) + 0.03 * weight(96, 64, seed=6)).reshape(1, 96, 64),
+    )  # fmt: skip
+    samples = Samples({"x": weight(60, 9, 1, 48)}, {"x": 0})
+    outcomes = [factored(model, Factorize(energy=0.97, refit=on), samples) for on in (False, True)]
+    assert all(each.operators() == ["MatMul", "MatMul", "Relu", "MatMul", "LSTM"] for each in outcomes)
+    without, fitted = (sqnr(each, samples) for each in outcomes)
+    assert fitted > without + 0.3
+
+
 def test_without_data_the_weights_decide_and_a_warning_says_so() -> None:
     model = dense(rank=4)
     graph_ir.refresh_shapes(model)
