@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.execution import Session
+from graphopt.analysis.calibration import side_by_side
+from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
+
+_LEAST_PROBABILITY = 1e-12  # of a class, where softmax has rounded to 0
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,58 @@ def predictions(model: ir.Model, samples: Samples) -> tuple[np.ndarray[Any, Any]
 
     Raises DataError if no output looks like class scores.
     """
-    classes: list[np.ndarray[Any, Any]] = []
+    found = [(classes_of(array), name) for array, name in _scores(model, samples)]
+    return np.concatenate([classes for classes, _ in found]), found[0][1] if found else ""
+
+
+def _scores(model: ir.Model, samples: Samples) -> Iterator[tuple[np.ndarray[Any, Any], str]]:
+    """The class scores of each sample, and the output that they are."""
     name = ""
-    with Session(model) as session:
-        for feeds in samples:
-            outputs = session.run(feeds)
+    with (
+        Session(model, threads=1) as session,
+        contextlib.closing(side_by_side(session, samples, processors())) as runs,
+    ):
+        for outputs in runs:
             name = name or scores_output(outputs)
             if not name:
                 raise DataError(
                     "accuracy cannot be measured: no output looks like class scores (floats, classes on the last axis)",
                     advice="leave --labels and --max-drop out",
                 )
-            classes.append(classes_of(outputs[name]))
-    return np.concatenate(classes), name
+            yield outputs[name], name
+
+
+def log_probabilities(model: ir.Model, samples: Samples) -> np.ndarray[Any, Any]:
+    """Natural logarithms of what the model gives each class, [rows, classes] of all samples, in float64.
+
+    Scores are probabilities if they are at least 0 and each row adds up to 1, and the input of a softmax else.
+    Raises DataError if no output looks like class scores.
+    """
+    scores = np.concatenate([array.reshape(-1, array.shape[-1]) for array, _ in _scores(model, samples)])
+    scores = scores.astype(np.float64)
+    if np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+        scores = np.maximum(scores, _LEAST_PROBABILITY)
+        return np.asarray(np.log(scores))
+    scores -= scores.max(axis=1, keepdims=True)
+    return np.asarray(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+
+
+def cross_entropy(known: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    """Mean of −log p of the labels, in nats.
+
+    Args:
+        known: `log_probabilities`, [rows, classes].
+        labels: the class index of each row.
+
+    Raises DataError if there is not one label for each row, or one is no class.
+    """
+    rows, classes = known.shape
+    if len(labels) != rows:
+        raise DataError(f"there are {len(labels)} labels for {rows} rows of scores, expected one for each")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise DataError(f"found label {outside[0]}, expected 0 to {classes - 1}: the model has {classes} classes")
+    return -float(known[np.arange(rows), labels].mean())
 
 
 def scores_output(outputs: Mapping[str, np.ndarray[Any, Any]]) -> str:

@@ -10,7 +10,9 @@ A group keeps at least a fraction of its units; where it is wide enough, a multi
 
 from __future__ import annotations
 
+import bisect
 import enum
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +134,32 @@ def by_loss(
             return stays
         at[step[0]] = step[1]
         stays = _after(candidates, kept, at)
-    return stays
+    _give_back(candidates, losses, budget, kept, target, at)
+    return _after(candidates, kept, at)
+
+
+def _give_back(
+    candidates: Sequence[Candidate],
+    losses: Sequence[Array],
+    budget: Budget,
+    kept: Array,
+    target: float,
+    at: list[int],
+) -> None:
+    """Lower levels of `at` while the target stays met, in each turn that of the group which recovers most."""
+
+    def met(number: int, level: int) -> bool:
+        return budget.left(_after(candidates, kept, [*at[:number], level, *at[number + 1 :]])) <= target
+
+    while True:
+        best, step = 0.0, None
+        for number, loss in enumerate(losses):
+            level = bisect.bisect_left(range(at[number]), True, key=functools.partial(met, number))
+            if level < at[number] and loss[at[number]] - loss[level] > best:
+                best, step = loss[at[number]] - loss[level], (number, level)
+        if step is None:
+            return
+        at[step[0]] = step[1]
 
 
 def _after(candidates: Sequence[Candidate], kept: Array, at: Sequence[int]) -> Array:

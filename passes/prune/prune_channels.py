@@ -11,7 +11,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,10 +26,11 @@ from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget, Saving
+from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank, why_not
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
-from graphopt.passes.prune.sensitivity import losses
+from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
 from graphopt.passes.prune.surgery import remove_units
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
@@ -62,10 +62,14 @@ class PruneChannels(Pass):
         Importance.SURGEON, "what a channel is judged by; variance, magnitude, activation and surgeon need data"
     )
     allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
+    sensitivity: Sensitivity = option(
+        Sensitivity.OUTPUT, "what is measured: noise in outputs, divergence of class scores, or labels' cross entropy"
+    )
     saving: Saving = option(Saving.MACS, "what goes: MACs, params, bytes of weights, channels, or estimated time")
     reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
     steps: int = option(1, "in how many rounds")
-    least: float = option(0.1, "fraction of its channels that each group keeps")
+    least: float = option(0.1, "fraction of its channels that each group keeps at least")
+    floors: tuple[str, ...] = option((), "of groups with a layer of that name, as NAME:FRACTION with * and ?")
     multiple: int | None = option(None, "what stays of wide groups is a multiple of this; the target's by default")
     samples: int = option(256, "of the calibration data, for ranking and refitting")
     patches: int = option(256, "places of a layer that are looked at in each sample")
@@ -173,7 +177,7 @@ class PruneChannels(Pass):
     def _limits(self, context: PassContext) -> str:
         """What decides how far a run can go, whatever its ratio."""
         limits = (self.saving.value, self.allocation.value, self.least, self._multiple(context), self.steps)
-        return json.dumps([*limits, self.hidden_width, self.exclude])
+        return json.dumps([*limits, self.hidden_width, self.exclude, self.floors])
 
     def _multiple(self, context: PassContext) -> int:
         return self.multiple or (context.target.channel_multiple if context.target is not None else 1)
@@ -187,6 +191,7 @@ class PruneChannels(Pass):
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.multiple is not None and self.multiple < 1:
             raise UsageError(f"multiple is {self.multiple}, expected 1 or more")
+        parse_floors(self.floors)
 
     def _without_data(self) -> PruneChannels:
         warnings.warn(
@@ -208,11 +213,14 @@ class PruneChannels(Pass):
         multiple = self._multiple(context)
         measured, refused = self._observed(model, groups, found, context)
         rng = context.rng()
+        floors = parse_floors(self.floors)
         before = {id(group): widths.get(key) for key, group in zip(_keys(found.groups), found.groups, strict=True)}
         candidates = [
             Candidate(
                 rank(group, found, measured, self.importance, rng),
-                levels(group.width, least=self.least, multiple=multiple, before=before[id(group)]),
+                levels(
+                    group.width, least=floor_of(group, self.least, floors), multiple=multiple, before=before[id(group)]
+                ),
             )
             for group in groups
         ]
@@ -227,7 +235,7 @@ class PruneChannels(Pass):
         for group in found.groups:
             if group.protection:
                 declined.append(Declined(group.name, f"{group.width} channels stay: {group.protection[0]}"))
-            elif any(fnmatchcase(str(slot.node.name), pattern) for slot in group.slots for pattern in self.exclude):
+            elif any(named(group, pattern) for pattern in self.exclude):
                 declined.append(Declined(group.name, f"{group.width} channels stay: excluded by the options"))
             elif reason := why_not(group, self.importance):
                 declined.append(Declined(group.name, f"{group.width} channels stay: {reason}"))
@@ -262,7 +270,8 @@ class PruneChannels(Pass):
         if self.allocation is Allocation.UNIFORM or context.calibration is None:
             return uniform(candidates, [group.width for group in groups], budget, kept, target)
         few = context.calibration.first(self.measured)
-        found = losses(model, groups, candidates, measured, few, context.progress, refit=self.reconstruct)
+        measure = measure_of(model, few, self.sensitivity, context.labels)
+        found = losses(model, groups, candidates, measured, measure, context.progress, refit=self.reconstruct)
         return by_loss(candidates, found, budget, kept, target)
 
 

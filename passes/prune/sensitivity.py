@@ -1,22 +1,26 @@
 """Sensitivity: what the model's outputs lose when one group alone is narrowed.
 
 The layers that read the group's channels get zeros in place of the columns of the units that go, and are refitted to
-the second moments of their inputs, as reconstruction will refit them. The loss is the noise in the outputs by their
-energy, Σ (y − y')² / Σ y².
+the second moments of their inputs, as reconstruction will refit them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis.accuracy import cross_entropy, log_probabilities
+from graphopt.analysis.calibration import side_by_side
 from graphopt.analysis.channels import Group, Role
-from graphopt.analysis.execution import Session
+from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.noise import Noise
 from graphopt.analysis.samples import Samples
+from graphopt.errors import UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.prune.allocation import Candidate
@@ -29,12 +33,50 @@ Array = np.ndarray[Any, Any]
 _MEASURED = 6  # levels of a group; between them losses are interpolated
 
 
+class Sensitivity(enum.Enum):
+    """What is measured: noise in the outputs, or what becomes of a classifier's probabilities."""
+
+    OUTPUT = "output"
+    DIVERGENCE = "divergence"
+    LABELS = "labels"
+
+
+def measure_of(
+    model: ir.Model, samples: Samples, sensitivity: Sensitivity, labels: Array | None
+) -> Callable[[ir.Model], float]:
+    """The loss of a variant of `model`, 0 if it is the same.
+
+    output      Σ (y − y')² / Σ y², added up over outputs.
+    divergence  mean of Σ p log (p / p') over classes, in nats, p being the model's probabilities.
+    labels      what the mean of −log p' of the right classes has gained.
+
+    Args:
+        labels: of each row of scores of the samples, and of others behind them.
+
+    Raises:
+        UsageError: the loss is of labels, and there are none.
+        DataError: it is of probabilities, and the model has no class scores, or labels do not fit.
+    """
+    if sensitivity is Sensitivity.OUTPUT:
+        reference = outputs_of(model, samples)
+        return lambda variant: noise_of(reference, variant, samples)
+    known = log_probabilities(model, samples)
+    if sensitivity is Sensitivity.DIVERGENCE:
+        share = np.exp(known)
+        return lambda variant: float((share * (known - log_probabilities(variant, samples))).sum(axis=1).mean())
+    if labels is None:
+        raise UsageError("sensitivity=labels: there are no labels", advice="give class indices with --labels")
+    mine = labels[: len(known)]
+    before = cross_entropy(known, mine)
+    return lambda variant: cross_entropy(log_probabilities(variant, samples), mine) - before
+
+
 def losses(
     model: ir.Model,
     groups: Sequence[Group],
     candidates: Sequence[Candidate],
     readers: Mapping[ir.Node, Reader],
-    samples: Samples,
+    measure: Callable[[ir.Model], float],
     progress: Progress,
     *,
     refit: bool,
@@ -45,10 +87,9 @@ def losses(
         model: left as it is.
         groups: of the candidates.
         readers: with moments; a reader that is not among them only loses columns.
-        samples: to measure on.
+        measure: the loss of a variant of the model.
         refit: whether readers are refitted.
     """
-    reference = outputs_of(model, samples)
     chosen = [_spread(len(each.levels)) for each in candidates]
     total, done = sum(map(len, chosen)), 0
     found = []
@@ -57,7 +98,7 @@ def losses(
         for level in levels:
             progress(done, total, f"sensitivity of {group.name}")
             variant = _narrowed(model, group, each.gone(level), readers, refit=refit)
-            measured.append(noise_of(reference, variant, samples))
+            measured.append(measure(variant))
             done += 1
         rising = np.maximum.accumulate(measured)
         found.append(
@@ -72,21 +113,26 @@ def _spread(count: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(1, count - 1, min(_MEASURED, count - 1))}) if count > 1 else []
 
 
-def outputs_of(model: ir.Model, samples: Samples) -> list[dict[str, Array]]:
+def outputs_of(model: ir.Model, samples: Samples) -> list[Mapping[str, Array]]:
     """Of each sample, by name."""
-    with Session(model) as session:
-        return [session.run(feeds) for feeds in samples]
+    return list(_runs(model, samples))
 
 
 def noise_of(reference: Sequence[Mapping[str, Array]], variant: ir.Model, samples: Samples) -> float:
     """Σ (y − y')² / Σ y² of the outputs of floats, added up over them."""
     noises: dict[str, Noise] = {}
-    with Session(variant) as session:
-        for expected, feeds in zip(reference, samples, strict=True):
-            for name, array in session.run(feeds).items():
-                if array.dtype.kind == "f":
-                    noises.setdefault(name, Noise()).add(expected[name], array)
+    for expected, outputs in zip(reference, _runs(variant, samples), strict=True):
+        for name, array in outputs.items():
+            if array.dtype.kind == "f":
+                noises.setdefault(name, Noise()).add(expected[name], array)
     return sum(each.noise / max(each.signal, 1e-30) for each in noises.values())
+
+
+def _runs(model: ir.Model, samples: Samples) -> Iterator[Mapping[str, Array]]:
+    """The outputs of each sample; as many samples at once as there are processors."""
+    at_once = processors()
+    with Session(model, threads=1) as session, contextlib.closing(side_by_side(session, samples, at_once)) as runs:
+        yield from runs
 
 
 def _narrowed(

@@ -19,12 +19,13 @@ from graphopt.analysis.comparison import compare_runs
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
-from graphopt.errors import ModelWarning, UsageError
+from graphopt.errors import DataError, ModelWarning, UsageError
 from graphopt.passes.factorize.kernel_time import Kernels
-from graphopt.passes.prune.allocation import Allocation, levels
+from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, levels
 from graphopt.passes.prune.budget import Budget, Saving
-from graphopt.passes.prune.importance import Importance
+from graphopt.passes.prune.importance import Importance, Ranking
 from graphopt.passes.prune.prune_channels import PruneChannels
+from graphopt.passes.prune.sensitivity import Sensitivity
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import TARGETS
@@ -236,6 +237,76 @@ def test_excluded_layers_stay() -> None:
     assert outcome.reasons()["conv_0"] == "8 channels stay: excluded by the options"
 
 
+def test_floors_by_name_hold_beside_the_general_one() -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.9, least=0.3, floors=("gemm_*:0.75", "conv_2:0.2")))
+    shapes = {name: value.shape for name, value in outcome.after.graph.initializers.items() if value.shape is not None}
+    assert [shapes[name][0] for name in ("w0", "w1", "w2")] == [6, 2, 6]  # gemm reads the first and the last
+    assert float(outcome.result.statistics["short-of-target"]) > 0
+
+
+def branches() -> tuple[ir.Model, Samples, Array]:
+    """Two branches that end in the scores of two classes: a large one that adds alike to both, and one that decides."""
+    alike = np.repeat(100 * weight(8, 1, seed=1), 2, axis=1)
+    model = parse(
+        HEAD
+        + """g (float[1,6] x) => (float[1,2] y) {
+            a = MatMul(x, w0) b = Relu(a) c = MatMul(b, w1) d = MatMul(x, w2) e = Relu(d) f = MatMul(e, w3)
+            y = Add(c, f) }""",
+        w0=weight(6, 8), w1=alike, w2=weight(6, 8, seed=2), w3=weight(8, 2, seed=3),
+    )  # fmt: skip
+    samples = Samples({"x": weight(64, 6, seed=4)}, {"x": 1})
+    with Session(model) as session:
+        labels = np.array([session.run(feeds)["y"].argmax() for feeds in samples])
+    return model, samples, labels
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "spared"), [(Sensitivity.OUTPUT, 0), (Sensitivity.DIVERGENCE, 2), (Sensitivity.LABELS, 2)]
+)
+def test_channels_stay_where_what_is_measured_would_lose_most(sensitivity: Sensitivity, spared: int) -> None:
+    model, samples, labels = branches()
+    graph_ir.refresh_shapes(model)
+    context = PassContext(calibration=samples, labels=labels)
+    run(PruneChannels(ratio=0.4, sensitivity=sensitivity), model, context)
+    widths = {name: value.shape[1] for name, value in model.graph.initializers.items() if value.shape is not None}
+    assert widths[f"w{spared}"] == 8 and widths[f"w{2 - spared}"] == 1
+
+
+def test_sensitivity_by_labels_needs_labels() -> None:
+    model, samples, _ = branches()
+    graph_ir.refresh_shapes(model)
+    with pytest.raises(UsageError, match="there are no labels"):
+        PruneChannels(sensitivity=Sensitivity.LABELS).run(model, PassContext(calibration=samples))
+
+
+@pytest.mark.parametrize("sensitivity", [Sensitivity.DIVERGENCE, Sensitivity.LABELS])
+def test_sensitivity_by_classes_needs_class_scores(sensitivity: Sensitivity) -> None:
+    model = parse(
+        HEAD + "g (float[1,3,4,4] x) => (float[1,2,4,4] y) { a = Conv(x, w0) y = Conv(a, w1) }",
+        w0=weight(6, 3, 1, 1), w1=weight(2, 6, 1, 1),
+    )  # fmt: skip
+    graph_ir.refresh_shapes(model)
+    context = PassContext(calibration=probe_samples(model, 0, 4), labels=np.zeros(4, np.int64))
+    with pytest.raises(DataError, match="no output looks like class scores"):
+        PruneChannels(sensitivity=sensitivity).run(model, context)
+
+
+def test_what_the_last_step_takes_too_much_is_given_back() -> None:
+    """Cheap losses come first in large steps: levels sink again while the target stays met."""
+    model = parse(
+        HEAD + "g (float[1,8] x) => (float[1,8] y) { a = MatMul(x, w0) b = MatMul(a, w1) y = MatMul(b, w2) }",
+        w0=weight(8, 8), w1=weight(8, 8), w2=weight(8, 8),
+    )  # fmt: skip
+    graph_ir.refresh_shapes(model)
+    found = channels(model.graph)
+    budget, everything = Budget(model, found), np.ones(found.count, bool)
+    groups = [group for group in found.groups if not group.protection]
+    candidates = [Candidate(Ranking(group.units, np.arange(8.0)), tuple(range(8))) for group in groups]
+    stepped = np.array([0.0, 5, 5, 5, 5, 5, 5, 5.1])  # all seven units at once are the cheapest for each MAC
+    stays = by_loss(candidates, [stepped, np.arange(8) * 100.0], budget, everything, budget.total - 2 * 16)
+    assert [int((~stays[group.units]).sum()) for group in groups] == [2, 0]
+
+
 def test_quantized_weights_are_refused() -> None:
     model = residual()
     graph_ir.refresh_shapes(model)
@@ -309,6 +380,8 @@ def test_where_nothing_can_be_removed_within_the_limit_the_pass_declines() -> No
         ({"least": -1.0}, "least is -1.0, expected 0 to 1"),
         ({"steps": 0}, "steps is 0, expected 1 or more"),
         ({"multiple": 0}, "multiple is 0, expected 1 or more"),
+        ({"floors": ("conv1",)}, "floor 'conv1': expected PATTERN:FRACTION"),
+        ({"floors": ("conv1:2",)}, "floor 'conv1:2': expected PATTERN:FRACTION"),
     ],
 )
 def test_options_out_of_range_are_usage_errors(options: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from graphopt.analysis.accuracy import load_labels, measure_drop
+from graphopt.analysis.accuracy import cross_entropy, load_labels, log_probabilities, measure_drop
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
 from graphopt.ir import load
@@ -80,3 +80,22 @@ def test_labels_that_are_no_array_are_refused(tmp_path: Path) -> None:
 def test_labels_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", CLASSES)
     np.testing.assert_array_equal(load_labels(tmp_path / "labels.npy"), CLASSES)
+
+
+def test_probabilities_are_read_as_they_are_and_other_scores_through_a_softmax() -> None:
+    scores = np.log([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.7, 0.2, 0.1]])[CLASSES]
+    raw = Samples({"x": scores.astype(np.float32) + 3}, {"x": 1})
+    ready = Samples({"x": np.exp(scores).astype(np.float32)}, {"x": 1})
+    for samples in (raw, ready):
+        np.testing.assert_allclose(log_probabilities(EXACT, samples), scores, atol=1e-6)
+
+
+def test_cross_entropy_is_of_the_labels_in_nats() -> None:
+    found = cross_entropy(log_probabilities(classifier(2 * np.eye(3)), SAMPLES), CLASSES)
+    assert found == pytest.approx(np.log(np.e**2 + 2) - 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("labels", "message"), [(CLASSES[:7], "7 labels for 8"), (CLASSES + 1, "label 3, expected")])
+def test_cross_entropy_needs_a_label_among_the_classes_for_each_row(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        cross_entropy(log_probabilities(EXACT, SAMPLES), labels)
