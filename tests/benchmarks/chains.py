@@ -4,8 +4,8 @@
     python -m tests.benchmarks.chains REAL --out FILE.jsonl --table
 
 A chain is specs of passes, joined by +; "float" has none. Passes run for cortex-a76 on the calibration split, behind
-clean-up; scores are of the evaluation split by ONNX Runtime. The bundle is built for cortex-a76; COMMAND counts a program
-after `--`, as for `graphopt bench`, and its first model of a core gives the cycles.
+clean-up; scores are of the evaluation split by ONNX Runtime. The bundle is built for cortex-a76; COMMAND counts a
+program after `--`, as for `graphopt bench`, and its first model of a core gives the cycles.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import graphopt
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
+from graphopt.deploy import open_bundle
+from graphopt.deploy.bench import bench
 from graphopt.errors import ModelWarning
 from graphopt.passes.cleanup import DEFAULT as CLEANUP
 from graphopt.pipeline.base import PassContext
@@ -97,8 +99,8 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
 def _cycles(bundle: Path, counter: Sequence[str]) -> float | None:
     if not counter:
         return None
-    counts = graphopt.bench(bundle, counter=counter, layers=False).counts["cycles"]
-    return float(next(iter(counts.values()))["cycles"])
+    found = bench(open_bundle(bundle), TARGETS.find(TARGET), counter=counter, layers=False)
+    return float(next(iter(found.counts["cycles"].values()))["cycles"])
 
 
 def table(rows: Sequence[Row]) -> str:
