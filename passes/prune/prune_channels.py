@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.channels import Channels, Group, Labels, channels
 from graphopt.analysis.quantization import quantized_node
+from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
 from graphopt.ir.reading import is_standard
@@ -27,17 +27,20 @@ from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
+from graphopt.passes.prune.held_out import HeldOut, Loss
 from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank, why_not
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
 from graphopt.passes.prune.surgery import remove_units
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+from graphopt.pipeline.spec import format_spec
 
 Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.prune-channels."  # metadata: with the name of a saving, what the model cost before it was pruned
 _WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by `_keys`, as JSON
+_HELD = "graphopt.prune-channels.held"  # the limit and the options of a run that removed less than asked, to hold it
 _EXHAUSTED = "graphopt.prune-channels.exhausted"  # the options of a run that fell short of its ratio
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 _TRIALS = 5  # of ratios, to hold a limit
@@ -81,7 +84,8 @@ class PruneChannels(Pass):
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Prune the main graph to (1 - ratio) of what the model cost before it was pruned first.
 
-        Where the context limits what may be lost, less is removed if need be, found by bisection.
+        Where the context limits what may be lost, less is removed if need be, found by bisection, and judged on samples
+        that nothing was fitted to.
 
         Raises:
             UsageError: an option is out of its range.
@@ -96,16 +100,25 @@ class PruneChannels(Pass):
         samples, limit = context.calibration, context.max_drop
         if samples is None or limit is None:
             return self._prune(model, context)
+        return self._within(model, context, samples, limit)
+
+    def _within(self, model: ir.Model, context: PassContext, samples: Samples, limit: float) -> PassResult:
+        """As much of the ratio as the limit allows, fitted to some of the samples and judged on the others."""
+        asked = f"{limit} {format_spec(self)}"
+        if model.metadata_props.get(_HELD) == asked:
+            return PassResult(False)
         original = context.original or clone(model)
+        apart = HeldOut(original, samples, context.labels, max(self.samples, self.measured))
+        fitting = replace(context, calibration=apart.fitting)
         low, high = 0.0, self.ratio
-        best: tuple[ir.Model, PassResult] | None = None
+        best: tuple[ir.Model, PassResult, Loss] | None = None
         for trial in range(_TRIALS):
             ratio = high if trial == 0 else (low + high) / 2
             candidate = clone(model)
-            result = replace(self, ratio=ratio)._prune(candidate, context)
-            drop = measure_drop(original, candidate, samples, context.labels).drop
-            if drop <= limit:
-                low, best = ratio, (candidate, result)
+            result = replace(self, ratio=ratio)._prune(candidate, fitting)
+            loss = apart.loss(candidate)
+            if loss.worst <= limit:
+                low, best = ratio, (candidate, result, loss)
                 if trial == 0:
                     break
             else:
@@ -115,12 +128,20 @@ class PruneChannels(Pass):
                 f"removing {high:.3f} of the {self.saving.value} costs more than the {100 * limit:.2f} points allowed"
             )
             return PassResult(False, declined=(Declined("model", reason),))
-        candidate, result = best
+        candidate, result, loss = best
         if result.changed:
             model.graph = candidate.graph
             model.metadata_props.clear()
             model.metadata_props.update(candidate.metadata_props)
-        return replace(result, statistics={**result.statistics, "ratio-held": round(low, 4)})
+            if low < self.ratio:
+                model.metadata_props[_HELD] = asked
+        judged = {
+            "ratio-held": round(low, 4),
+            "held-out-samples": apart.count,
+            "samples-fitted": len(apart.fitting),
+            "drop-held-out": round(loss.held_out, 4),
+        }
+        return replace(result, statistics={**result.statistics, **judged})
 
     def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
         costs = _costs(model, context)

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import graphopt.ir as graph_ir
-from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.channels import channels
 from graphopt.analysis.comparison import compare_runs
 from graphopt.analysis.cost import layer_costs, total
@@ -338,39 +337,6 @@ def test_without_data_weights_decide_and_a_warning_says_so() -> None:
         result = PruneChannels(ratio=0.4).run(model, PassContext())
     graph_ir.refresh_shapes(model)
     assert result.statistics["importance"] == "l2" and macs(model) <= 0.6 * before
-
-
-def scored(count: int = 60) -> tuple[ir.Model, Samples]:
-    """The residual block, and pictures among which its classes differ."""
-    model = residual()
-    graph_ir.refresh_shapes(model)
-    return model, Samples({"x": weight(count, 3, 8, 8, seed=5)}, {"x": 1})
-
-
-def test_a_limit_on_the_loss_is_held_by_removing_less() -> None:
-    model, samples = scored()
-    options: dict[str, Any] = {"importance": Importance.RANDOM, "allocation": Allocation.UNIFORM, "reconstruct": False}
-    free, held = graph_ir.clone(model), graph_ir.clone(model)
-    PruneChannels(ratio=0.8, **options).run(free, PassContext(calibration=samples))
-    lost = measure_drop(model, free, samples).drop
-    assert lost > 0.3
-    result = PruneChannels(ratio=0.8, **options).run(held, PassContext(calibration=samples, max_drop=0.3))
-    assert measure_drop(model, held, samples).drop <= 0.3
-    assert result.changed == (macs(held) < macs(model))
-    if result.changed:
-        assert 0 < float(result.statistics["ratio-held"]) < 0.8
-
-
-def test_where_nothing_can_be_removed_within_the_limit_the_pass_declines() -> None:
-    model, samples = scored()
-    options: dict[str, Any] = {"importance": Importance.RANDOM, "allocation": Allocation.UNIFORM, "reconstruct": False}
-    with Session(model) as session:
-        labels = np.array([next(iter(session.run(feeds).values())).argmax() for feeds in samples])
-    result = PruneChannels(ratio=0.8, **options).run(
-        model, PassContext(calibration=samples, labels=labels, max_drop=-0.01)
-    )
-    assert not result.changed
-    assert "costs more than the -1.00 points allowed" in result.declined[0].reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Held-out samples: what a limit on the loss is judged by, which nothing was fitted to.
+
+Layers that were refitted to few samples do better on these than on others. So a pass that has to hold a limit fits to
+the first of the samples and looks at the rest, a fifth at least. The limit of the whole run is of all samples: a
+variant has to hold it there too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.accuracy import drop_between, predictions
+from graphopt.analysis.samples import Samples
+
+Array = np.ndarray[Any, Any]
+
+_LEAST = 0.2  # of the samples, judge at least
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Accuracy, or agreement, that is lost: on held-out samples, or on all if there are none, and on all."""
+
+    held_out: float
+    overall: float
+
+    @property
+    def worst(self) -> float:
+        """The larger of both."""
+        return max(self.held_out, self.overall)
+
+
+class HeldOut:
+    """Samples in two parts.
+
+    Args:
+        original: what is compared with.
+        samples: a single one has to serve as both parts.
+        labels: of all samples, or None for agreement.
+        wanted: to how many samples a pass would like to fit.
+
+    Raises DataError if the model has no class scores.
+    """
+
+    def __init__(self, original: ir.Model, samples: Samples, labels: Array | None, wanted: int) -> None:
+        self._samples, self._labels = samples, labels
+        judging = max(len(samples) - wanted, int(np.ceil(_LEAST * len(samples))))
+        self.count = min(judging, len(samples) - 1)
+        self._expected, self._output = predictions(original, samples)
+        rows = len(self._expected) // len(samples)
+        self._first = (len(samples) - self.count) * rows if self.count else 0
+
+    @property
+    def fitting(self) -> Samples:
+        """Those that a pass may fit to, from the first on."""
+        return self._samples.first(len(self._samples) - self.count)
+
+    def loss(self, model: ir.Model) -> Loss:
+        """What `model` loses. Raises DataError if the labels do not fit."""
+        found, _ = predictions(model, self._samples)
+        overall = drop_between(self._expected, found, self._output, self._labels)
+        labels = None if self._labels is None else self._labels[self._first :]
+        apart = drop_between(self._expected[self._first :], found[self._first :], self._output, labels)
+        return Loss(apart.drop, overall.drop)
