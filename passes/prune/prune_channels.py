@@ -148,6 +148,9 @@ class PruneChannels(Pass):
         record = {kind: float(model.metadata_props.get(_RECORD + kind.value, costs[kind])) for kind in Saving}
         before, start = costs[self.saving], record[self.saving]
         aim = (1 - self.ratio) * start
+        if before == 0:
+            reason = f"none of its {self.saving.value} can be counted: give sizes that are open with --shape"
+            return PassResult(False, declined=(Declined("model", reason),))
         if self.ratio == 0 or before <= aim * (1 + _CLOSE):
             return PassResult(False, _left(costs, record, self.saving))
         if model.metadata_props.get(_EXHAUSTED) == self._limits(context):

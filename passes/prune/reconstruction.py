@@ -7,7 +7,8 @@ the input that it has now, behind layers that are fitted already:
 
 with G = E[x xᵀ] and K = E[y xᵀ] about the means (Y. He and others, Channel pruning for accelerating very deep neural
 networks, 2017, section 3.1, with the original's activations as the goal). Where the layer's output is added to another
-value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed.
+value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed. Batch
+normalizations on the way are given new statistics (`batch_norms`).
 
 A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G. So
 is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time is given is no value of the graph.
@@ -27,6 +28,7 @@ from graphopt.analysis.samples import Samples
 from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import set_constant
+from graphopt.passes.prune.batch_norms import estimate_statistics, has_statistics
 from graphopt.passes.prune.readers import MOST_FEATURES
 from graphopt.passes.quantize.patches import RECURRENT, columns, from_matrix, places_of, to_matrix, why_not
 from graphopt.pipeline.base import Declined, Progress
@@ -78,6 +80,8 @@ def reconstruct(
         if not touched:
             continue
         changed.update(new.outputs)
+        if has_statistics(new) and new.inputs[0] in changed:
+            _estimate(old, new, before, after, found, kept)
         weight = constant(new.inputs[1]) if len(new.inputs) > 1 else None
         fits = is_standard(new, "Conv", "Gemm", "MatMul") or (new in constraints and is_standard(new, *RECURRENT))
         if not fits or weight is None:
@@ -95,6 +99,20 @@ def reconstruct(
         _refit(old, new, (before, after), found, kept, settings, rng, constraints.get(new))
         done += 1
     return done, tuple(declined)
+
+
+def _estimate(
+    old: ir.Node, new: ir.Node, before: Stages, after: Stages, found: Channels | None, kept: Array | None
+) -> None:
+    """Statistics of a batch normalization."""
+    first, second = old.inputs[0], new.inputs[0]
+    if first is None or second is None:
+        return
+    before.advance(old)
+    after.advance(new)
+    names = str(first.name), str(second.name)
+    runs = zip(before.values(names[:1]), after.values(names[1:]), strict=True)
+    estimate_statistics(new, ((_remaining(one[names[0]], first, found, kept), two[names[1]]) for one, two in runs))
 
 
 def _cut(old: ir.Node, new: ir.Node) -> bool:

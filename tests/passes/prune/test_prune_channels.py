@@ -212,6 +212,16 @@ def test_what_stays_is_a_multiple_where_the_group_is_wide() -> None:
     assert all(shapes[name][0] in (4, 8) for name in ("w0", "w2"))
 
 
+def test_a_model_of_open_sizes_is_declined() -> None:
+    model = parse(
+        HEAD + "g (float[N,3,4,4] x) => (float[N,2,4,4] y) { a = Conv(x, w0) y = Conv(a, w1) }",
+        w0=weight(6, 3, 1, 1), w1=weight(2, 6, 1, 1),
+    )  # fmt: skip
+    result = run(PruneChannels(), model)
+    assert not result.changed
+    assert result.declined[0].reason == "none of its macs can be counted: give sizes that are open with --shape"
+
+
 def test_channels_that_reach_an_output_stay_and_the_report_says_so() -> None:
     model = parse(HEAD + "g (float[1,3,4,4] x) => (float[1,6,4,4] y) { y = Conv(x, w) }", w=weight(6, 3, 1, 1))
     outcome = pruned(model, PruneChannels(ratio=0.5))
