@@ -12,6 +12,7 @@ variance    of what the readers get: a channel that is constant can become a bia
 magnitude   E|x| of what the readers get (A. Polyak and L. Wolf, Channel-level acceleration, 2015).
 activation  weight times norm of the input (M. Sun and others, Wanda, 2024).
 surgeon     what the readers miss when they are refitted, one unit after the other (`readers`).
+taylor, fisher   what the gradients of a classifier's loss say (`gradients`).
 """
 
 from __future__ import annotations
@@ -43,10 +44,14 @@ class Importance(enum.Enum):
     MAGNITUDE = "magnitude"
     ACTIVATION = "activation"
     SURGEON = "surgeon"
+    TAYLOR = "taylor"
+    FISHER = "fisher"
     RANDOM = "random"
 
 
-NEEDS_DATA = frozenset({Importance.VARIANCE, Importance.MAGNITUDE, Importance.ACTIVATION, Importance.SURGEON})
+NEEDS_GRADIENTS = frozenset({Importance.TAYLOR, Importance.FISHER})
+_NEEDS_READERS = frozenset({Importance.VARIANCE, Importance.MAGNITUDE, Importance.ACTIVATION, Importance.SURGEON})
+NEEDS_DATA = NEEDS_GRADIENTS | _NEEDS_READERS
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,25 @@ class Ranking:
 
 
 def rank(
-    group: Group, found: Channels, readers: Mapping[ir.Node, Reader], importance: Importance, rng: np.random.Generator
+    group: Group,
+    found: Channels,
+    readers: Mapping[ir.Node, Reader],
+    importance: Importance,
+    rng: np.random.Generator,
+    gradients: Array | None = None,
 ) -> Ranking:
-    """The ranking of a group's units; without readers that can be measured, by l2."""
+    """The ranking of a group's units; without readers that can be measured, by l2.
+
+    Args:
+        gradients: the score of each unit, [found.count], where importance needs gradients.
+    """
     if importance is Importance.RANDOM:
         return _ranked(group, rng.random(group.width))
-    if importance in NEEDS_DATA:
+    if importance in NEEDS_GRADIENTS:
+        if gradients is None:
+            raise ValueError(f"{importance.value} needs gradients")
+        return _ranked(group, gradients[group.units])
+    if importance in _NEEDS_READERS:
         mine = [readers[node] for node in dict.fromkeys(s.node for s in group.weights(Role.IN)) if node in readers]
         if mine and importance is Importance.SURGEON:
             return _surgeon(group, mine)

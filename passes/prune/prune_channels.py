@@ -27,8 +27,9 @@ from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
+from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut, Loss
-from graphopt.passes.prune.importance import NEEDS_DATA, Importance, rank, why_not
+from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
@@ -62,7 +63,9 @@ class PruneChannels(Pass):
 
     ratio: float = option(0.3, "fraction to remove, of what `saving` says")
     importance: Importance = option(
-        Importance.SURGEON, "what a channel is judged by; variance, magnitude, activation and surgeon need data"
+        Importance.SURGEON,
+        "what a channel is judged by; variance, magnitude, activation and surgeon need data, taylor and fisher also "
+        "class scores and torch",
     )
     allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
     sensitivity: Sensitivity = option(
@@ -216,6 +219,8 @@ class PruneChannels(Pass):
         if self.multiple is not None and self.multiple < 1:
             raise UsageError(f"multiple is {self.multiple}, expected 1 or more")
         parse_floors(self.floors)
+        if self.importance in NEEDS_GRADIENTS:
+            require_torch()
 
     def _without_data(self) -> PruneChannels:
         warnings.warn(
@@ -238,10 +243,11 @@ class PruneChannels(Pass):
         measured, refused = self._observed(model, groups, found, context)
         rng = context.rng()
         floors = parse_floors(self.floors)
+        gradients = self._gradients(model, groups, found, context)
         before = {id(group): widths.get(key) for key, group in zip(_keys(found.groups), found.groups, strict=True)}
         candidates = [
             Candidate(
-                rank(group, found, measured, self.importance, rng),
+                rank(group, found, measured, self.importance, rng, gradients),
                 levels(
                     group.width, least=floor_of(group, self.least, floors), multiple=multiple, before=before[id(group)]
                 ),
@@ -266,6 +272,15 @@ class PruneChannels(Pass):
             elif group.width > 1:
                 groups.append(group)
         return groups, declined
+
+    def _gradients(
+        self, model: ir.Model, groups: Sequence[Group], found: Channels, context: PassContext
+    ) -> Array | None:
+        if context.calibration is None or self.importance not in NEEDS_GRADIENTS:
+            return None
+        few = context.calibration.first(self.samples)
+        score = taylor if self.importance is Importance.TAYLOR else fisher
+        return score(model, groups, found, few, context.labels, context.progress)
 
     def _observed(
         self, model: ir.Model, groups: Sequence[Group], found: Channels, context: PassContext

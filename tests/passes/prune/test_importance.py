@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import graphopt.ir as graph_ir
 from graphopt.analysis.channels import Group, channels
 from graphopt.analysis.samples import Samples
+from graphopt.errors import UsageError
 from graphopt.passes.prune.allocation import Allocation
 from graphopt.passes.prune.importance import Importance, Ranking, rank
 from graphopt.passes.prune.prune_channels import PruneChannels
@@ -140,3 +142,10 @@ def test_variance_sees_no_mean_and_magnitude_does() -> None:
     values = x @ np.diag([0.3, 1, 3, 2]) + [10, 0, 0, 0]
     for found, expected in ((variance, values.var(axis=0)), (magnitude, np.abs(values).mean(axis=0))):
         np.testing.assert_allclose(np.diff(found.scores, prepend=0), np.sort(expected / expected.sum()), rtol=1e-3)
+
+
+def test_without_torch_importance_by_gradients_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match="gradients need torch") as caught:
+        PruneChannels(importance=Importance.TAYLOR).run(chain(), PassContext())
+    assert "graphopt[torch]" in caught.value.advice
