@@ -6,11 +6,15 @@ Written as DequantizeLinear with block_size (opset 21) in front of MatMul, Gemm 
 needed. Computed as written, the result is that of the rounded weights exactly. ONNX Runtime, with its optimizations on,
 fuses the pair into MatMulNBits, which also rounds activations to 8 bits unless its session option
 `session.qdq_matmulnbits_accuracy_level` is 1.
+
+With `low_rank`, coarser blocks and a correction of low rank take the place of a weight's blocks, y = x R + (x U) V,
+where that takes fewer bytes and loses less (`low_rank_correction`); calibration data, if any, say what counts.
 """
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,9 +25,12 @@ from graphopt.errors import UsageError
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
+from graphopt.passes.prune.readers import MOST_FEATURES, Reader, observe
 from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
+from graphopt.passes.quantize.low_rank_correction import Correction, correct
 from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least
+from graphopt.passes.quantize.patches import to_matrix
 from graphopt.passes.quantize.serving import check_served
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 
@@ -31,6 +38,7 @@ Array = np.ndarray[Any, Any]
 
 _SERVED = ("MatMul", "Gemm", "Gather")
 _UNSERVED = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_SAMPLES, _PLACES = 256, 256  # of the calibration data, and of each sample, for moments
 _BLOCK_OPSET, _CHANNEL_OPSET = 21, 13
 
 
@@ -45,6 +53,7 @@ class QuantizeWeights(Pass):
     block: int = option(32, "neighbours that share a scale; 0 takes a whole column")
     symmetric: bool = option(True, "integers around 0; otherwise with a zero point for each block")
     smallest: int = option(1024, "weights of fewer elements stay in float")
+    low_rank: bool = option(False, "coarser blocks with a low-rank correction where that is smaller and closer")
     exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
@@ -64,6 +73,8 @@ class QuantizeWeights(Pass):
             axes, declined = self._plan(model)
         made: dict[tuple[ir.Value, int], ir.Value] = {}
         totals = _Totals()
+        moments = self._moments(model, axes, context)
+        reasons: list[Declined] = []
         for number, (node, axis) in enumerate(axes.items()):
             context.progress(number, len(axes), f"quantize {layer_name(node)}")
             index = 0 if node.op_type == "Gather" else 1
@@ -72,12 +83,49 @@ class QuantizeWeights(Pass):
             assert value is not None and array is not None  # _obstacle looked
             if (value, axis) not in made:
                 blocks = quantize_blocks(array, axis, self.block, bits=self.bits, symmetric=self.symmetric)
+                if self.low_rank:
+                    corrected = self._corrected(node, value, array, blocks, moments.get(node))
+                    if isinstance(corrected, Correction):
+                        totals.add_corrected(array, corrected)
+                        _insert(model.graph, node, value, corrected)
+                        made[value, axis] = node.inputs[1] or value
+                        continue
+                    reasons.append(Declined(layer_name(node), f"no low-rank correction: {corrected}"))
                 made[value, axis] = _store(model.graph, value, blocks, 0 if self.block == 0 else blocks.block)
                 totals.add(array, blocks)
             node.replace_input_with(index, made[value, axis])
         for value, _ in made:
             remove_unused_constant(value)
-        return PassResult(True, totals.statistics(), declined)
+        return PassResult(True, totals.statistics(), (*declined, *reasons))
+
+    def _moments(self, model: ir.Model, axes: Mapping[ir.Node, int], context: PassContext) -> dict[ir.Node, Reader]:
+        """Of what MatMul and Gemm read, where a correction may go by it."""
+        if not self.low_rank or context.calibration is None:
+            return {}
+        found = {}
+        for node in axes:
+            array = constant(node.inputs[1]) if node.op_type != "Gather" else None
+            if array is None or array.ndim != 2:
+                continue
+            matrix = to_matrix(node, array).astype(np.float64)
+            size = matrix.shape[-1]
+            if size <= MOST_FEATURES:
+                found[node] = Reader(node, matrix, np.zeros((1, size), int), np.zeros((1, size, size)))
+        observe(model, found, context.calibration.first(_SAMPLES), _PLACES, context.seed, context.progress)
+        return found
+
+    def _corrected(
+        self, node: ir.Node, value: ir.Value, array: Array, blocks: Blocks, reader: Reader | None
+    ) -> Correction | str:
+        if node.op_type == "Gather" or array.ndim != 2:
+            return "it is for matrices that multiply"
+        if len(value.uses()) > 1:
+            return "the weight is shared with another layer"
+        alpha = node.attributes.get_float("alpha", 1.0)
+        if not self.block or alpha != 1 or node.attributes.get_int("transA", 0) != 0:
+            return "it needs blocks, and a product without a scale and a transposed operand"
+        covariance = None if reader is None else reader.gram[0]
+        return correct(node, array, blocks, covariance, bits=self.bits, symmetric=self.symmetric)
 
     def _plan(self, model: ir.Model) -> tuple[dict[ir.Node, int], tuple[Declined, ...]]:
         """The axis along which the weight of each node has its blocks, and what stays in float."""
@@ -162,19 +210,49 @@ def _store(graph: ir.Graph, value: ir.Value, blocks: Blocks, block_size: int) ->
     return output
 
 
+def _insert(graph: ir.Graph, node: ir.Node, value: ir.Value, made: Correction) -> None:
+    """x R + (x U) V in place of the node's result."""
+    result, read = node.outputs[0], node.inputs[0]
+    node.replace_input_with(1, _store(graph, value, made.residual, made.residual.block))
+    first, second = (_store(graph, value, each, each.block) for each in (made.first, made.second))
+    name, called = node.name or node.op_type, str(result.name)
+    inner = ir.node("MatMul", [read, first], name=fresh_node_name(graph, f"{name}/first"))
+    outer = ir.node("MatMul", [inner.outputs[0], second], name=fresh_node_name(graph, f"{name}/second"))
+    add = ir.node("Add", [result, outer.outputs[0]], name=fresh_node_name(graph, f"{name}/corrected"))
+    for each in (inner, outer, add):
+        each.outputs[0].type = result.type
+    inner.outputs[0].name = fresh_name(graph, f"{called}/correction/inner")
+    outer.outputs[0].name = fresh_name(graph, f"{called}/correction")
+    result.name = fresh_name(graph, f"{called}/uncorrected")
+    add.outputs[0].name, add.outputs[0].shape = called, result.shape
+    result.replace_all_uses_with(add.outputs[0], replace_graph_outputs=True)
+    add.replace_input_with(0, result)
+    graph.insert_after(node, [inner, outer, add])
+
+
 class _Totals:
     """Bytes before and after, and what the weights lost."""
 
     def __init__(self) -> None:
-        self.count = self.before = self.after = 0
+        self.count = self.before = self.after = self.corrected = 0
         self.signal = self.noise = 0.0
 
     def add(self, array: Array, blocks: Blocks) -> None:
+        self._add(array, dequantize_blocks(blocks), blocks.nbytes)
+
+    def add_corrected(self, array: Array, made: Correction) -> None:
+        product = dequantize_blocks(made.first) @ dequantize_blocks(made.second)
+        self.corrected += 1
+        self._add(
+            array, dequantize_blocks(made.residual) + (product if made.residual.axis == 0 else product.T), made.nbytes
+        )
+
+    def _add(self, array: Array, found: Array, after: int) -> None:
         self.count += 1
         self.before += array.nbytes
-        self.after += blocks.nbytes
+        self.after += after
         self.signal += float(np.square(array, dtype=np.float64).sum())
-        self.noise += float(np.square(array - dequantize_blocks(blocks), dtype=np.float64).sum())
+        self.noise += float(np.square(array - found, dtype=np.float64).sum())
 
     def statistics(self) -> dict[str, int | float | str]:
         found: dict[str, int | float | str] = {
@@ -182,6 +260,8 @@ class _Totals:
             "bytes-before": self.before,
             "bytes-after": self.after,
         }
+        if self.corrected:
+            found["low-rank-corrections"] = self.corrected
         if self.noise and self.signal:
             found["weights-sqnr-db"] = round(10 * float(np.log10(self.signal / self.noise)), 1)
         return found
