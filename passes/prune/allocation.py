@@ -74,16 +74,22 @@ def uniform(
     return _least(candidates, budget, kept, target, chosen, 1.0)
 
 
-def by_threshold(candidates: Sequence[Candidate], budget: Budget, kept: Array, target: float) -> Array:
-    """What stays, bool [count]: the smallest common threshold of the scores that leaves at most `target`."""
+def by_threshold(
+    candidates: Sequence[Candidate], scores: Sequence[Array], budget: Budget, kept: Array, target: float
+) -> Array:
+    """What stays, bool [count]: the smallest common threshold of the scores that leaves at most `target`.
+
+    Args:
+        scores: of each candidate's units in the order of its ranking, rising.
+    """
 
     def chosen(threshold: float) -> list[int]:
         return [
-            max(i for i, n in enumerate(each.levels) if n == 0 or each.ranking.scores[n - 1] <= threshold)
-            for each in candidates
+            max(i for i, n in enumerate(each.levels) if n == 0 or mine[n - 1] <= threshold)
+            for each, mine in zip(candidates, scores, strict=True)
         ]
 
-    highest = max((float(each.ranking.scores[-1]) for each in candidates), default=1.0)
+    highest = max((float(mine[-1]) for mine in scores), default=1.0)
     return _least(candidates, budget, kept, target, chosen, highest)
 
 

@@ -61,10 +61,12 @@ class Ranking:
     order: its units, [width], the least important first.
     scores: of each in that order, rising: what is lost with it and those before it, relative to what the group does; of
         lamp the unit's own score, which has those above it in it.
+    own: of each in that order, rising: its own score, relative to nothing.
     """
 
     order: Array
     scores: Array
+    own: Array
 
 
 def rank(
@@ -116,14 +118,14 @@ def _ranked(group: Group, scores: Array) -> Ranking:
     """By the share of each in the sum."""
     shares = scores / max(float(scores.sum()), 1e-30)
     order = np.argsort(shares, kind="stable")
-    return Ranking(group.units[order], np.cumsum(shares[order]))
+    return Ranking(group.units[order], np.cumsum(shares[order]), scores[order])
 
 
 def _by_constants(
     group: Group, found: Channels, slots: tuple[Slot, ...], score: Callable[[Array, Array, int], Array]
 ) -> Array:
-    """The mean over the constants, of the scores of each relative to their mean."""
-    total = np.zeros(group.width)
+    """The mean over the constants of the scores of each relative to their mean, times the mean of all scores."""
+    total, means = np.zeros(group.width), [0.0]
     place = {int(unit): number for number, unit in enumerate(group.units)}
     for slot in slots:
         array, units = constant(slot.value), found.units_of(slot.value, slot.axis)
@@ -132,8 +134,10 @@ def _by_constants(
         numbers = np.array([place.get(int(unit), -1) for unit in units])
         rows = np.moveaxis(array, slot.axis, 0).reshape(len(units), -1).astype(np.float64)[numbers >= 0]
         scores = score(rows, numbers[numbers >= 0], group.width)
-        total += scores / max(float(scores.mean()), 1e-30)
-    return total / max(len(slots), 1)
+        means.append(float(scores.mean()))
+        total += scores / max(means[-1], 1e-30)
+    count = max(len(means) - 1, 1)
+    return total / count * (sum(means) / count)
 
 
 def _norm(order: int) -> Callable[[Array, Array, int], Array]:
@@ -154,7 +158,8 @@ def _fpgm(rows: Array, numbers: Array, width: int) -> Array:
 def _lamp(group: Group, squares: Array) -> Ranking:
     order = np.argsort(squares, kind="stable")
     left = np.cumsum(squares[order][::-1])[::-1]
-    return Ranking(group.units[order], squares[order] / np.maximum(left, 1e-30))
+    scores = squares[order] / np.maximum(left, 1e-30)
+    return Ranking(group.units[order], scores, scores)
 
 
 _OF_WEIGHTS: Mapping[Importance, Callable[[Array, Array, int], Array]] = {
@@ -165,13 +170,15 @@ _OF_WEIGHTS: Mapping[Importance, Callable[[Array, Array, int], Array]] = {
 
 
 def _by_features(group: Group, readers: list[Reader], score: Callable[[Reader], Array]) -> Array:
-    """The sum over the features of a unit, [groups, features] of each reader, relative to the sum of all."""
+    """The sum over the features of a unit, [groups, features] of each reader, relative to the sum of all, times the
+    mean over the readers of these sums.
+    """
     total = np.zeros(group.width)
-    for reader in readers:
-        power = score(reader)
+    powers = [score(reader) for reader in readers]
+    for reader, power in zip(readers, powers, strict=True):
         for number, part, features in blocks(reader, group.units):
             total[number] += power[part, features].sum() / max(float(power.sum()), 1e-30)
-    return total
+    return total * float(np.mean([power.sum() for power in powers]))
 
 
 def _activation(reader: Reader) -> Array:
@@ -214,7 +221,8 @@ def _surgeon(group: Group, readers: list[Reader]) -> Ranking:
             state.remove(number)
         order.append(number)
         scores.append(float(losses[number]) / len(states))
-    return Ranking(group.units[np.array(order)], np.maximum.accumulate(np.cumsum(scores)))
+    rising = np.maximum.accumulate(scores) * float(np.mean([state.energy for state in states]))
+    return Ranking(group.units[np.array(order)], np.maximum.accumulate(np.cumsum(scores)), rising)
 
 
 class _State:
@@ -224,7 +232,7 @@ class _State:
         gram = reader.gram
         self._weights = reader.matrix.copy()
         self._inverse = np.linalg.inv(gram)
-        self._energy = max(float(np.einsum("gof,gfh,goh->", reader.matrix, gram, reader.matrix, optimize=True)), 1e-30)
+        self.energy = max(float(np.einsum("gof,gfh,goh->", reader.matrix, gram, reader.matrix, optimize=True)), 1e-30)
         self._blocks: dict[int, list[tuple[int, Array]]] = {}
         for number, part, features in blocks(reader, group.units):
             self._blocks.setdefault(number, []).append((part, features))
@@ -238,7 +246,7 @@ class _State:
                     weights = self._weights[part][:, features]
                     block = self._inverse[part][np.ix_(features, features)]
                     found[number] += float(np.sum(weights * np.linalg.solve(block, weights.T).T))
-        return found / self._energy
+        return found / self.energy
 
     def remove(self, number: int) -> None:
         """Refit W without the unit, and take its rows and columns out of G⁻¹."""

@@ -30,6 +30,7 @@ from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut, Loss
 from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
+from graphopt.passes.prune.normalization import Normalization, comparable
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
@@ -68,6 +69,9 @@ class PruneChannels(Pass):
         "class scores and torch",
     )
     allocation: Allocation = option(Allocation.SENSITIVITY, "how much each group gives; sensitivity needs data")
+    normalization: Normalization = option(
+        Normalization.CUMULATED, "what the global allocation compares: a unit with all below it, by its group or class"
+    )
     sensitivity: Sensitivity = option(
         Sensitivity.OUTPUT, "what is measured: noise in outputs, divergence of class scores, or labels' cross entropy"
     )
@@ -305,7 +309,8 @@ class PruneChannels(Pass):
         context: PassContext,
     ) -> Array:
         if self.allocation is Allocation.GLOBAL:
-            return by_threshold(candidates, budget, kept, target)
+            scores = comparable(groups, [each.ranking for each in candidates], self.normalization)
+            return by_threshold(candidates, scores, budget, kept, target)
         if self.allocation is Allocation.UNIFORM or context.calibration is None:
             return uniform(candidates, [group.width for group in groups], budget, kept, target)
         few = context.calibration.first(self.measured)

@@ -55,7 +55,7 @@ def ranked(model: ir.Model, importance: Importance, samples: Samples | None = No
 
 def _by_place(group: Group, ranking: Ranking) -> Ranking:
     place = {int(unit): number for number, unit in enumerate(group.units)}
-    return Ranking(np.array([place[int(unit)] for unit in ranking.order]), ranking.scores)
+    return Ranking(np.array([place[int(unit)] for unit in ranking.order]), ranking.scores, ranking.own)
 
 
 def chain(scale: float = 1) -> ir.Model:

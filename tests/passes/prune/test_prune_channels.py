@@ -310,7 +310,7 @@ def test_what_the_last_step_takes_too_much_is_given_back() -> None:
     found = channels(model.graph)
     budget, everything = Budget(model, found), np.ones(found.count, bool)
     groups = [group for group in found.groups if not group.protection]
-    candidates = [Candidate(Ranking(group.units, np.arange(8.0)), tuple(range(8))) for group in groups]
+    candidates = [Candidate(Ranking(group.units, np.arange(8.0), np.arange(8.0)), tuple(range(8))) for group in groups]
     stepped = np.array([0.0, 5, 5, 5, 5, 5, 5, 5.1])  # all seven units at once are the cheapest for each MAC
     stays = by_loss(candidates, [stepped, np.arange(8) * 100.0], budget, everything, budget.total - 2 * 16)
     assert [int((~stays[group.units]).sum()) for group in groups] == [2, 0]
