@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.accuracy import measure_drop
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.quantization import quantized_node
 from graphopt.analysis.samples import Samples
@@ -29,13 +28,16 @@ from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
+from graphopt.passes.prune.held_out import HeldOut, Loss
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
+from graphopt.pipeline.spec import format_spec
 
 Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.factorize."  # metadata: what the model cost before it was factored, and what was asked for
+_HELD = "graphopt.factorize.held"  # metadata: the limit and the options of a run that saved less, to hold it
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 _TRIALS = 5  # of ratios, to hold a limit
 
@@ -84,7 +86,8 @@ class Factorize(Pass):
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Factor layers of the main graph until the fraction `ratio` of what the model cost before is saved.
 
-        Where the context limits what may be lost, less is saved if need be, found by bisection.
+        Where the context limits what may be lost, less is saved if need be, found by bisection, and judged on samples
+        that nothing was fitted to.
 
         Raises:
             UsageError: an option is out of its range.
@@ -105,10 +108,9 @@ class Factorize(Pass):
         unmet = not self._by_ratio or before > (1 - self.ratio) * start * (1 + _CLOSE)
         if not unmet or self.ratio == 0 or model.metadata_props.get(_RECORD + "asked") == self._asked:
             return PassResult(False, {f"{self.saving.value}-left": round(before / start, 4) if start else 1.0})
-        plan = self._plan(model, before, context)
         if context.calibration is None or context.max_drop is None:
-            return self._apply(model, plan, self.ratio, (before, start), context)
-        return self._within(model, plan, (before, start), context, context.calibration, context.max_drop)
+            return self._apply(model, self._plan(model, before, context), self.ratio, (before, start), context)
+        return self._within(model, (before, start), context, context.calibration, context.max_drop)
 
     def _check(self) -> None:
         for name, low, high in (
@@ -197,24 +199,23 @@ class Factorize(Pass):
         return made
 
     def _within(
-        self,
-        model: ir.Model,
-        plan: _Plan,
-        costs: tuple[float, float],
-        context: PassContext,
-        samples: Samples,
-        limit: float,
+        self, model: ir.Model, costs: tuple[float, float], context: PassContext, samples: Samples, limit: float
     ) -> PassResult:
-        original = context.original or clone(model)
+        asked = f"{limit} {format_spec(self)}"
+        if model.metadata_props.get(_HELD) == asked:
+            return PassResult(False)
+        apart = HeldOut(context.original or clone(model), samples, context.labels, max(self.samples, self.measured))
+        fitting = replace(context, calibration=apart.fitting)
+        plan = self._plan(model, costs[0], fitting)
         low, high = 0.0, self.ratio
-        best: tuple[ir.Model, PassResult] | None = None
+        best: tuple[ir.Model, PassResult, Loss] | None = None
         for trial in range(_TRIALS if self._by_ratio else 1):
             ratio = high if trial == 0 else (low + high) / 2
             variant = clone(model)
-            result = self._apply(variant, _moved(plan, model, variant), ratio, costs, context)
-            drop = measure_drop(original, variant, samples, context.labels).drop
-            if drop <= limit:
-                low, best = ratio, (variant, result)
+            result = self._apply(variant, _moved(plan, model, variant), ratio, costs, fitting)
+            loss = apart.loss(variant)
+            if loss.worst <= limit:
+                low, best = ratio, (variant, result, loss)
                 if trial == 0:
                     break
             else:
@@ -222,11 +223,19 @@ class Factorize(Pass):
         if best is None:
             reason = f"factors cost more than the {100 * limit:.2f} points that are allowed, even for {high:.3f} saved"
             return PassResult(False, declined=(*plan.declined, Declined("model", reason)))
-        variant, result = best
+        variant, result, loss = best
         if result.changed:
             model.graph = variant.graph
             model.metadata_props.update(variant.metadata_props)
-        return replace(result, statistics={**result.statistics, "ratio-held": round(low, 4)})
+            if low < self.ratio:
+                model.metadata_props[_HELD] = asked
+        judged = {
+            "ratio-held": round(low, 4),
+            "held-out-samples": apart.count,
+            "samples-fitted": len(apart.fitting),
+            "drop-held-out": round(loss.held_out, 4),
+        }
+        return replace(result, statistics={**result.statistics, **judged})
 
     def _apply(
         self, model: ir.Model, plan: _Plan, ratio: float, costs: tuple[float, float], context: PassContext

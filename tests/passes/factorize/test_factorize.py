@@ -364,9 +364,14 @@ def test_a_limit_on_the_loss_is_held_by_saving_less() -> None:
     lost = measure_drop(model, free, samples).drop
     assert lost > 0.1
     context = PassContext(calibration=samples, target=target, max_drop=lost / 2)
-    result = Factorize(**options).run(held, context)
+    result = Factorize(samples=100, **options).run(held, context)
+    others = Samples({"x": weight(200, 48, seed=9)[100:]}, {"x": 1})
     assert measure_drop(model, held, samples).drop <= lost / 2
+    assert measure_drop(model, held, others).drop == pytest.approx(float(result.statistics["drop-held-out"]), abs=1e-4)
+    assert result.statistics["held-out-samples"] == 100 and result.statistics["samples-fitted"] == 100
     assert result.changed and 0 < float(result.statistics["ratio-held"]) < 0.6
+    text = graph_ir.to_text(held)
+    assert not Factorize(samples=100, **options).run(held, context).changed and graph_ir.to_text(held) == text
     refused = Factorize(**options).run(graph_ir.clone(model), PassContext(calibration=samples, max_drop=-0.01))
     assert not refused.changed and "-1.00 points that are allowed" in refused.declined[-1].reason
 
