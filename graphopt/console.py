@@ -314,7 +314,7 @@ def _ranks(ranks: Iterable[Mapping[str, Any]]) -> Table:
         bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in layer["profile"][::2])
         cells = [
             f"{saving['rank']} ({100 * saving['macs']:+.0f} % MACs)".replace("+", "−", 1)
-            if saving["macs"] > 0
+            if (saving["macs"] or 0) > 0
             else str(saving["rank"])
             for saving in layer["savings"]
         ]

@@ -22,12 +22,13 @@ POINTS = 33  # of a profile
 class RankSaving:
     """The least rank that keeps the fraction `energy` of the weight's energy.
 
-    macs, params: fractions of the layer's that its two factors save; negative where they are more.
+    macs, params: fractions of the layer's that its two factors save; negative where they are more. macs is None of an
+    embedding, which has none.
     """
 
     energy: float
     rank: int
-    macs: float
+    macs: float | None
     params: float
 
 
@@ -79,8 +80,10 @@ def describe_ranks(model: ir.Model, kernels: Kernels) -> tuple[LayerRanks, ...]:
 
 def _saving(energy: float, outside: Sequence[float], form: Svd, kernels: Kernels) -> RankSaving:
     rank = next((rank for rank, lost in enumerate(outside) if rank and lost <= 1 - energy), form.full_rank)
-    saved = [
-        1 - cost_of(form.products(rank), kernels, kind) / cost_of([form.layer.product], kernels, kind)
-        for kind in (Saving.MACS, Saving.BYTES)
-    ]
-    return RankSaving(energy, rank, *saved)
+    params = 1 - cost_of(form.products(rank), kernels, Saving.BYTES) / cost_of(
+        [form.layer.product], kernels, Saving.BYTES
+    )
+    if form.layer.lookup:
+        return RankSaving(energy, rank, None, params)
+    macs = 1 - cost_of(form.products(rank), kernels, Saving.MACS) / form.layer.macs
+    return RankSaving(energy, rank, macs, params)

@@ -124,6 +124,18 @@ def test_groups_are_listed_with_what_protects_them(tmp_path: Path, run: Run) -> 
     assert json.loads(run("inspect", tmp_path / "two.onnx", "--json").stdout)["groups"] is None
 
 
+def test_ranks_of_an_embedding_have_no_macs_to_save(tmp_path: Path, run: Run) -> None:
+    table = np.random.default_rng(0).normal(size=(90, 16)).astype(np.float32)
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (int64[4] i) => (float[4,16] y) { y = Gather (t, i) }'
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(table, "t"))
+    onnx.save(proto, tmp_path / "table.onnx")
+    (layer,) = json.loads(run("inspect", tmp_path / "table.onnx", "--ranks", "--json").stdout)["ranks"]
+    assert layer["break_even"] == 0 and {saving["macs"] for saving in layer["savings"]} == {None}
+    assert layer["savings"][0]["params"] == pytest.approx(1 - layer["savings"][0]["rank"] * 106 / 1440)
+    assert "never" in run("inspect", tmp_path / "table.onnx", "--ranks").stdout
+
+
 def test_ranks_are_listed_with_what_they_would_save(tmp_path: Path, run: Run) -> None:
     rng = np.random.default_rng(0)
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[64,96] x) => (float[64,128] y) {
