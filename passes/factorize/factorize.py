@@ -31,6 +31,7 @@ from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.prune.held_out import HeldOut, Loss
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
+from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec
 
@@ -77,6 +78,9 @@ class Factorize(Pass):
     slower: float = option(0.0, "fraction of the model's time that a layer may add, to save bytes or MACs")
     refit: bool = option(True, "refit the factors and the layers behind by least squares; needs data")
     multiple: int | None = option(None, "ranks of wide layers are multiples of this; the target's by default")
+    sensitivity: Sensitivity = option(
+        Sensitivity.OUTPUT, "loss by which layers share out: noise in the output, divergence of class scores, or labels"
+    )
     samples: int = option(256, "of the calibration data, for directions and refitting")
     patches: int = option(256, "places of a layer that are looked at in each sample")
     measured: int = option(32, "samples on which sensitivity is measured")
@@ -185,7 +189,8 @@ class Factorize(Pass):
                 means.append(mean)
         if context.calibration is not None and self._by_ratio:
             few = context.calibration.first(self.measured)
-            measured = losses(model, candidates, means, few, context.progress)
+            measure = measure_of(model, few, self.sensitivity, context.labels)
+            measured = losses(model, candidates, means, measure, context.progress)
         else:
             measured = [np.array([choice.lost for choice in each.choices]) for each in candidates]
         return _Plan(tuple(candidates), tuple(measured), tuple(means), tuple(declined))

@@ -1,26 +1,24 @@
 """Sensitivity: what the model's outputs lose when one layer alone has a low rank.
 
 The layer keeps its shape and gets the nearest matrix of a form, and the bias that takes up the mean of what is lost. Of
-each form some ranks are measured, and the others interpolated by what the layer's own output loses. The loss is the
-noise in the outputs by their energy, as pruning measures it.
+each form some ranks are measured, and the others interpolated by what the layer's own output loses. The loss is one of
+those that pruning measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.samples import Samples
 from graphopt.ir import clone
 from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.factorize.form import Method
 from graphopt.passes.factorize.layers import Layer
 from graphopt.passes.factorize.ranks import Candidate, Choice
-from graphopt.passes.prune.sensitivity import noise_of, outputs_of
 from graphopt.passes.quantize.patches import from_matrix
 from graphopt.pipeline.base import Progress
 
@@ -33,7 +31,7 @@ def losses(
     model: ir.Model,
     candidates: Sequence[Candidate],
     means: Sequence[Array | None],
-    samples: Samples,
+    measure: Callable[[ir.Model], float],
     progress: Progress,
 ) -> list[Array]:
     """For each candidate, the loss at each of its choices.
@@ -41,9 +39,8 @@ def losses(
     Args:
         model: left as it is.
         means: of each candidate's columns, where its bias may take up what is lost of them.
-        samples: to measure on.
+        measure: the loss of a variant of the model.
     """
-    reference = outputs_of(model, samples)
     places = {node: number for number, node in enumerate(model.graph)}
     chosen = [_measured(each) for each in candidates]
     total, done, found = sum(map(len, chosen)), 0, []
@@ -53,7 +50,7 @@ def losses(
             progress(done, total, f"sensitivity of {each.layer.name}")
             variant = clone(model)
             lower(list(variant.graph)[places[each.layer.node]], each.layer, each.choices[level], mean)
-            measured[level] = noise_of(reference, variant, samples)
+            measured[level] = measure(variant)
             done += 1
         found.append(_interpolated(each, measured))
     progress(total, total, "sensitivity")

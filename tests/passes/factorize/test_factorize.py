@@ -28,6 +28,7 @@ from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.matrix_forms import Svd
 from graphopt.passes.factorize.ranks import Candidate, Choice, by_loss
 from graphopt.passes.prune.prune_channels import PruneChannels
+from graphopt.passes.prune.sensitivity import Sensitivity
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
 from graphopt.passes.quantize.quantize import Quantize
 from graphopt.pipeline.base import PassContext
@@ -323,6 +324,25 @@ def test_ranks_by_variational_bayes() -> None:
     outcome = factored(dense(rank=12, noise=0.02), Factorize(vbmf=True, most_lost=0.5, multiple=1))
     ranks = re.findall(r" (\d+) of", str(outcome.result.statistics["ranks"]))
     assert ranks and set(ranks) == {"12"}
+
+
+def test_only_the_divergence_of_class_scores_passes_over_other_outputs() -> None:
+    model = parse(
+        HEAD + "g (float[1,64] x) => (float[1,8] y, float[1,64] z) { a = Gemm (x, w0, b0) y = Gemm (a, w1) "
+        "z = Gemm (x, w2, b0) }",
+        w0=low(64, 64, 8) + 0.01 * weight(64, 64, seed=5), b0=weight(64), w1=weight(64, 8, seed=3),
+        w2=low(64, 64, 8, seed=7) + 0.01 * weight(64, 64, seed=6),
+    )  # fmt: skip
+    graph_ir.refresh_shapes(model)
+    context = PassContext(calibration=gaussian(model), target=TARGETS.find("cortex-a76"))
+    options: dict[str, Any] = {"ratio": 0.3, "exclude": ("gemm_1",)}
+    ranks = [
+        str(run(Factorize(sensitivity=each, **options), graph_ir.clone(model), context).statistics["ranks"])
+        for each in (Sensitivity.OUTPUT, Sensitivity.DIVERGENCE)
+    ]
+    assert ranks[0].startswith("gemm_0") and ranks[1].startswith("gemm_2")
+    with pytest.raises(UsageError, match="there are no labels"):
+        run(Factorize(sensitivity=Sensitivity.LABELS, **options), model, context)
 
 
 def test_refitting_helps() -> None:
