@@ -32,7 +32,7 @@ from graphopt.passes.prune.held_out import HeldOut, Loss
 from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
 from graphopt.passes.prune.readers import Reader, observe, readers
-from graphopt.passes.prune.reconstruction import Settings, reconstruct
+from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
 from graphopt.passes.prune.surgery import remove_units
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
@@ -81,8 +81,8 @@ class PruneChannels(Pass):
     least: float = option(0.1, "fraction of its channels that each group keeps at least")
     floors: tuple[str, ...] = option((), "of groups with a layer of that name, as NAME:FRACTION with * and ?")
     multiple: int | None = option(None, "what stays of wide groups is a multiple of this; the target's by default")
-    samples: int = option(256, "of the calibration data, for ranking and refitting")
-    patches: int = option(256, "places of a layer that are looked at in each sample")
+    samples: int = option(1024, "of the calibration data, for ranking and refitting")
+    places: int = option(65536, "of a layer that are looked at, in all samples together")
     measured: int = option(32, "samples on which sensitivity is measured")
     damping: float = option(0.01, "how much each weight is held to its own value where the data say little")
     hidden_width: bool = option(False, "also channels that a LayerNormalization sums over")
@@ -186,8 +186,8 @@ class PruneChannels(Pass):
             remove_units(model.graph, found, ~stays)
             refresh_shapes(model)
             if plan.reconstruct and context.calibration is not None:
-                settings = Settings(self.patches, self.damping, context.seed)
-                few = context.calibration.first(self.samples)
+                few = affordable(original, model, context.calibration.first(self.samples))
+                settings = Settings(self._places_in(few), self.damping, context.seed)
                 _, refused = reconstruct(original, model, whole, kept, few, settings, context.progress)
                 declined |= dict.fromkeys(refused)
         gone = int((~kept).sum())
@@ -210,6 +210,10 @@ class PruneChannels(Pass):
         limits = (self.saving.value, self.allocation.value, self.least, self._multiple(context), self.steps)
         return json.dumps([*limits, self.hidden_width, self.exclude, self.floors])
 
+    def _places_in(self, samples: Samples) -> int:
+        """Of each sample."""
+        return max(1, -(-self.places // max(1, len(samples))))
+
     def _multiple(self, context: PassContext) -> int:
         return self.multiple or (context.target.channel_multiple if context.target is not None else 1)
 
@@ -217,7 +221,7 @@ class PruneChannels(Pass):
         for name, low, high in (("ratio", 0, 0.99), ("least", 0, 1), ("damping", 1e-9, 100)):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
-        for name in ("steps", "samples", "patches", "measured"):
+        for name in ("steps", "samples", "places", "measured"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.multiple is not None and self.multiple < 1:
@@ -294,7 +298,7 @@ class PruneChannels(Pass):
             return {}, {}
         measured, refused = readers(groups, found)
         few = context.calibration.first(self.samples)
-        observe(model, measured, few, self.patches, context.seed, context.progress)
+        observe(model, measured, few, self._places_in(few), context.seed, context.progress)
         return measured, refused
 
     def _allocated(

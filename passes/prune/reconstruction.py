@@ -48,6 +48,12 @@ class Settings:
     seed: int
 
 
+def affordable(original: ir.Model, pruned: ir.Model, samples: Samples) -> Samples:
+    """As many of the samples as both models can keep the state of."""
+    largest = max(bytes_kept(original) + bytes_kept(pruned), 1)
+    return samples.first(max(1, STATE_BYTES // largest))
+
+
 def reconstruct(
     original: ir.Model,
     pruned: ir.Model,
@@ -67,8 +73,7 @@ def reconstruct(
         constraints: what matrices nodes of `pruned` may have that are refitted in any case, from W of `original`.
     """
     constraints = constraints or {}
-    largest = max(bytes_kept(original) + bytes_kept(pruned), 1)
-    few = samples.first(max(1, STATE_BYTES // largest))
+    few = affordable(original, pruned, samples)
     before, after = (Stages(model, tuple(few)) for model in (original, pruned))
     rng = np.random.default_rng(settings.seed)
     changed: set[ir.Value] = set()

@@ -41,7 +41,14 @@ METHODS = {
     "surgeon, uniform": "allocation=uniform,reconstruct=false",
     "surgeon, sensitivity": "reconstruct=false",
     "surgeon, sensitivity, refitted": "",
+    "surgeon, divergence, refitted": "sensitivity=divergence,measured=256",
+    "surgeon, labels, refitted": "sensitivity=labels,measured=512",
+    "taylor, uniform": "importance=taylor,allocation=uniform,reconstruct=false",  # these two need torch
+    "fisher, uniform": "importance=fisher,allocation=uniform,reconstruct=false",
+    "l2, mean": "importance=l2,allocation=global,normalization=mean,reconstruct=false",
+    "l2, isomorphic": "importance=l2,allocation=global,normalization=isomorphic,reconstruct=false",
 }
+USUAL = tuple(METHODS)[:4]
 KEPT = (0.9, 0.8, 0.7, 0.6, 0.5)
 MODELS = (
     "cifar10_resnet20",
@@ -105,7 +112,10 @@ def measure(
     graph_ir.refresh_shapes(model)
     data = _data(real, name)
     data = data.within_calibration() if select else data
-    truth = None if data.truth is None else np.array([data.truth[index] for index in data.evaluating])
+    truth, labels = (
+        None if data.truth is None else np.array([data.truth[index] for index in indices])
+        for indices in (data.evaluating, data.calibrating)
+    )
     calibrating, evaluating = (
         Samples({key: array[indices] for key, array in data.arrays.items()}, dict.fromkeys(data.arrays, 0))
         for indices in (data.calibrating, data.evaluating)
@@ -118,7 +128,7 @@ def measure(
             options = ",".join(filter(None, (f"ratio={round(1 - fraction, 4)}", METHODS[method])))
             start = time.perf_counter()
             parse_spec(f"prune-channels{{{options}}}").run(
-                work, PassContext(target=description, calibration=calibrating)
+                work, PassContext(target=description, calibration=calibrating, labels=labels)
             )
             seconds = time.perf_counter() - start
             graph_ir.refresh_shapes(work)
@@ -193,7 +203,7 @@ def main() -> None:
         for row in measure(
             options.real,
             name,
-            options.methods or list(METHODS),
+            options.methods or USUAL,
             options.kept,
             select=options.select,
             target=options.target,

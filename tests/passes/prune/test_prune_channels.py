@@ -375,7 +375,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
 def test_random_networks_stay_whole(model: ir.Model, ratio: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
-        outcome = pruned(model, PruneChannels(ratio=ratio, samples=4, measured=2, patches=8))
+        outcome = pruned(model, PruneChannels(ratio=ratio, samples=4, measured=2, places=32))
     with Session(outcome.after, threads=1) as session:
         for feeds in probe_samples(outcome.after, 0, 1):
             assert all(np.isfinite(array).all() for array in session.run(feeds).values())
