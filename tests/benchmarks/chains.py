@@ -73,10 +73,12 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
     arrays = {key: array[data.calibrating] for key, array in data.arrays.items()}
     context = PassContext(calibration=Samples(arrays, dict.fromkeys(arrays, 0)), target=TARGETS.find(TARGET))
     reference = _outputs(model, data, data.evaluating, task.outputs)
+    run_passes(model, [parse_spec(item) for item in CLEANUP], context, compare=False)
+    before = total(layer_costs(model)).macs
     for chain in chains:
         work = graph_ir.clone(model)
-        specs = (*CLEANUP, *(() if chain == FLOAT else chain.split("+")))
-        run_passes(work, [parse_spec(item) for item in specs], context, compare=False)
+        passes = [] if chain == FLOAT else [parse_spec(item) for item in chain.split("+")]
+        run_passes(work, passes, context, compare=False)
         runs = _outputs(work, data, data.evaluating, task.outputs)
         with tempfile.TemporaryDirectory() as folder:
             built = graphopt.optimize(work, TARGET, out=Path(folder) / "out", name="net").report
@@ -89,7 +91,7 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
             _score(task, runs, truth),
             task.agreement(reference, runs) if task.agreement else None,
             _distance(reference, runs, numbers=task.numbers)[0],
-            total(layer_costs(work)).macs / total(layer_costs(model)).macs,
+            total(layer_costs(work)).macs / before,
             built["totals"]["after"]["file_bytes"],
             built["library"]["static_bytes"],
             cycles,
