@@ -1,11 +1,12 @@
-"""Prune the onnx package's light models by 30 % of their MACs, and run what is left in ONNX Runtime.
+"""Prune the onnx package's light models, or the real ones, by 30 % of their MACs, and run what is left in ONNX Runtime.
 
-    python -m tests.benchmarks.light_pruning --out rows.jsonl [--keep FOLDER]
+    python -m tests.benchmarks.light_pruning --out rows.jsonl [--real REAL] [--keep FOLDER]
     python -m tests.benchmarks.light_pruning --out rows.jsonl --table
 
-Weights are random (`tests.benchmarks.light_models`): no accuracy is measured, so that channels go by their norm, the
-same fraction of each group, and nothing is refitted. MACs are counted in the graph that is left. `--keep` saves both
-graphs, to build them and count cycles.
+No accuracy is measured (the light models have random weights, `tests.benchmarks.light_models`; for the real ones
+`pruning` does that): channels go by their norm, the same fraction of each group, and nothing is refitted. A model that
+keeps its MACs is there with what stays and why. MACs are counted in the graph that is left. `--keep` saves both graphs,
+to build them and count cycles.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import probe_samples
-from graphopt.errors import ModelWarning
+from graphopt.errors import GraphoptError, ModelWarning
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.spec import parse_spec
+from tests.benchmarks.inputs import CASES
 from tests.benchmarks.light_models import FOLDER, randomize
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """MACs before and after; reasons: of layers that keep their channels, with how many there are of each."""
+    """MACs before and after; reasons: of layers that keep their channels, with how many there are of each.
+
+    refused: why the model was not read, or cannot be counted; empty if it was pruned as far as it goes.
+    """
 
     model: str
     before: int
@@ -43,13 +50,29 @@ class Row:
     finite: bool
     seconds: float
     reasons: dict[str, int]
+    refused: str = ""
 
 
-def measure(file: Path, ratio: float, target: str, keep: Path | None) -> Row:
-    """One model."""
+def light(file: Path) -> ir.Model:
+    """With random weights."""
     proto = onnx.load(file)
     randomize(proto)
-    model = graph_ir.load(proto)
+    return graph_ir.load(proto)
+
+
+def real(file: Path) -> ir.Model:
+    """As it is, with the shapes that its inputs have."""
+    model = graph_ir.load(file)
+    graph_ir.bind_shapes(model, CASES[file.stem].shapes or {})
+    return model
+
+
+def measure(file: Path, load: Callable[[Path], ir.Model], ratio: float, target: str, keep: Path | None) -> Row:
+    """One model."""
+    try:
+        model = load(file)
+    except GraphoptError as error:
+        return Row(file.stem, 0, 0, False, 0.0, {}, error.what)
     parse_spec("clean-up").run(model, PassContext())
     graph_ir.refresh_shapes(model)
     before = total(layer_costs(model)).macs
@@ -66,7 +89,7 @@ def measure(file: Path, ratio: float, target: str, keep: Path | None) -> Row:
     with Session(model) as session:
         outputs = session.run(next(iter(probe_samples(model, 0, 1))))
     finite = all(bool(np.isfinite(array).all()) for array in outputs.values())
-    reasons = Counter(each.reason.partition(": ")[2] for each in result.declined)
+    reasons = Counter(each.reason.partition(": ")[2] or each.reason for each in result.declined)
     return Row(file.stem, before, total(layer_costs(model)).macs, finite, seconds, dict(reasons))
 
 
@@ -74,6 +97,9 @@ def table(rows: list[Row]) -> str:
     """As Markdown; the last row of a model counts."""
     lines = ["| model | MACs, million | left | s | what stays |", "| --- | ---: | ---: | ---: | --- |"]
     for row in {row.model: row for row in rows}.values():
+        if row.refused:
+            lines.append(f"| {row.model} | | | | {row.refused} |")
+            continue
         stays = "; ".join(f"{reason} ({count})" for reason, count in row.reasons.items())
         figures = f"{row.before / 1e6:,.0f} | {row.after / row.before:.3f} | {row.seconds:.1f}"
         lines.append(f"| {row.model} | {figures} | {stays} |")
@@ -84,6 +110,7 @@ def main() -> None:
     """Read the command line, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    parser.add_argument("--real", type=Path, help="folder of real models, to prune those in models/")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--target", default="cortex-a76", help="whose multiple of channels is kept")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="names without .onnx")
@@ -94,13 +121,15 @@ def main() -> None:
         print(table([Row(**json.loads(line)) for line in options.out.read_text(encoding="utf-8").splitlines()]))
         return
     warnings.simplefilter("ignore", ModelWarning)
-    for file in sorted(FOLDER.glob("*.onnx")):
+    folder, load = (FOLDER, light) if options.real is None else (options.real / "models", real)
+    for file in sorted(folder.glob("*.onnx")):
         if options.only and file.stem not in options.only:
             continue
-        row = measure(file, options.ratio, options.target, options.keep)
+        row = measure(file, load, options.ratio, options.target, options.keep)
         with options.out.open("a", encoding="utf-8") as out:
             out.write(json.dumps(dataclasses.asdict(row)) + "\n")
-        print(f"{row.model}: {row.after / row.before:.3f} of the MACs, finite: {row.finite}", file=sys.stderr)
+        left = row.refused or f"{row.after / row.before:.3f} of the MACs, finite: {row.finite}"
+        print(f"{row.model}: {left}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 import graphopt.ir as graph_ir
 from graphopt.analysis.accuracy import predictions
@@ -94,6 +95,36 @@ def _data(real: Path, name: str) -> Data:
     return Data({"input": array}, classes, np.arange(count), np.arange(count, len(pictures)), {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model after clean-up, its samples in two parts, and their classes: labels of those that calibrate."""
+
+    model: ir.Model
+    calibrating: Samples
+    evaluating: Samples
+    labels: np.ndarray[Any, Any] | None
+    truth: np.ndarray[Any, Any] | None
+
+
+def prepare(real: Path, name: str, *, select: bool) -> Prepared:
+    """The model `name` with its data; `select` parts the calibration split."""
+    model = graph_ir.load(real / "models" / f"{name}.onnx")
+    graph_ir.bind_shapes(model, TASKS[name].shapes)
+    parse_spec("clean-up").run(model, PassContext())
+    graph_ir.refresh_shapes(model)
+    data = _data(real, name)
+    data = data.within_calibration() if select else data
+    parts = data.calibrating, data.evaluating
+    calibrating, evaluating = (
+        Samples({key: array[indices] for key, array in data.arrays.items()}, dict.fromkeys(data.arrays, 0))
+        for indices in parts
+    )
+    labels, truth = (
+        None if data.truth is None else np.array([data.truth[index] for index in indices]) for indices in parts
+    )
+    return Prepared(model, calibrating, evaluating, labels, truth)
+
+
 def measure(
     real: Path,
     name: str,
@@ -106,20 +137,8 @@ def measure(
 ) -> Iterator[Row]:
     """A row for each method and fraction; `keep` is a folder for the models, `target` the one they are pruned for."""
     description = TARGETS.find(target) if target else None
-    model = graph_ir.load(real / "models" / f"{name}.onnx")
-    graph_ir.bind_shapes(model, TASKS[name].shapes)
-    parse_spec("clean-up").run(model, PassContext())
-    graph_ir.refresh_shapes(model)
-    data = _data(real, name)
-    data = data.within_calibration() if select else data
-    truth, labels = (
-        None if data.truth is None else np.array([data.truth[index] for index in indices])
-        for indices in (data.evaluating, data.calibrating)
-    )
-    calibrating, evaluating = (
-        Samples({key: array[indices] for key, array in data.arrays.items()}, dict.fromkeys(data.arrays, 0))
-        for indices in (data.calibrating, data.evaluating)
-    )
+    task = prepare(real, name, select=select)
+    model, calibrating, evaluating, truth = task.model, task.calibrating, task.evaluating, task.truth
     before = total(layer_costs(model))
     reference, _ = predictions(model, evaluating)
     for method in methods:
@@ -128,7 +147,7 @@ def measure(
             options = ",".join(filter(None, (f"ratio={round(1 - fraction, 4)}", METHODS[method])))
             start = time.perf_counter()
             parse_spec(f"prune-channels{{{options}}}").run(
-                work, PassContext(target=description, calibration=calibrating, labels=labels)
+                work, PassContext(target=description, calibration=calibrating, labels=task.labels)
             )
             seconds = time.perf_counter() - start
             graph_ir.refresh_shapes(work)
