@@ -16,7 +16,7 @@ from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.samples import Samples
 from graphopt.errors import DataError
 
-_LEAST_PROBABILITY = 1e-12  # of a class, where softmax has rounded to 0
+LEAST_PROBABILITY = 1e-12  # of a class, where softmax has rounded to 0
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,21 @@ def _scores(model: ir.Model, samples: Samples) -> Iterator[tuple[np.ndarray[Any,
 def log_probabilities(model: ir.Model, samples: Samples) -> np.ndarray[Any, Any]:
     """Natural logarithms of what the model gives each class, [rows, classes] of all samples, in float64.
 
-    Scores are probabilities if they are at least 0 and each row adds up to 1, and the input of a softmax else.
+    Scores are probabilities (`are_probabilities`), or else the input of a softmax.
     Raises DataError if no output looks like class scores.
     """
     scores = np.concatenate([array.reshape(-1, array.shape[-1]) for array, _ in _scores(model, samples)])
     scores = scores.astype(np.float64)
-    if np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        scores = np.maximum(scores, _LEAST_PROBABILITY)
+    if are_probabilities(scores):
+        scores = np.maximum(scores, LEAST_PROBABILITY)
         return np.asarray(np.log(scores))
     scores -= scores.max(axis=1, keepdims=True)
     return np.asarray(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+
+
+def are_probabilities(scores: np.ndarray[Any, Any]) -> bool:
+    """Whether scores [rows, classes] are at least 0 and add up to 1 in each row."""
+    return bool(np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
 
 
 def cross_entropy(known: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:

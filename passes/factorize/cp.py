@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -27,8 +27,9 @@ import onnx_ir as ir
 from graphopt.passes.factorize import splitting
 from graphopt.passes.factorize.costs import Product
 from graphopt.passes.factorize.form import Method
-from graphopt.passes.factorize.layers import Layer, shape_of
-from graphopt.passes.factorize.low_rank import OutputEnergy
+from graphopt.passes.factorize.layers import shape_of
+from graphopt.passes.factorize.low_rank import rank_one_rows
+from graphopt.passes.factorize.window_forms import WindowForm
 
 Array = np.ndarray[Any, Any]
 
@@ -40,34 +41,22 @@ _SUBSCRIPTS = ("cr,ur,vr->or", "or,ur,vr->cr", "or,cr,vr->ur", "or,cr,ur->vr")
 
 
 @dataclass(frozen=True, eq=False)
-class Cp:
+class Cp(WindowForm):
     """1×1, k×1 and 1×k of each channel, 1×1. The middle three of each rank are found once, and kept in `found`."""
 
-    layer: Layer
-    window: tuple[int, int]
-    output: OutputEnergy
-    found: dict[int, tuple[Array, Array, Array]] = field(default_factory=dict)
+    method: ClassVar[Method] = Method.CP
 
-    @property
-    def method(self) -> Method:
-        return Method.CP
+    found: dict[int, tuple[Array, Array, Array]] = field(default_factory=dict)
 
     @property
     def full_rank(self) -> int:
         return int(self.layer.matrix.shape[1])
 
-    @property
-    def lowered(self) -> Array:
-        return self.layer.matrix
-
-    def lost(self, rank: int) -> float:
-        return self.output.lost(self.layer.matrix, self.projected(self.layer.matrix, rank))
-
     def projected(self, matrix: Array, rank: int) -> Array:
-        return _onto(matrix, self.output.covariance, _rows(*self.factors(rank)))
+        return _onto(matrix, self.output.covariance, rank_one_rows(*self.factors(rank)))
 
     def nearest(self, matrix: Array, covariance: Array, rank: int) -> Array:
-        return _onto(matrix, covariance, _rows(*self.factors(rank)))
+        return _onto(matrix, covariance, rank_one_rows(*self.factors(rank)))
 
     def products(self, rank: int) -> Sequence[Product]:
         outputs = len(self.layer.matrix)
@@ -101,7 +90,7 @@ class Cp:
             channels, rows, columns = alternate(small, rank, np.random.default_rng(seed))
             channels = basis @ channels / scale
             tried.append((channels / np.maximum(np.linalg.norm(channels, axis=0), 1e-30), rows, columns))
-        return min(tried, key=lambda each: self.output.lost(matrix, _onto(matrix, covariance, _rows(*each))))
+        return min(tried, key=lambda each: self.output.lost(matrix, _onto(matrix, covariance, rank_one_rows(*each))))
 
 
 def alternate(tensor: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -142,12 +131,6 @@ def _basis(unfolded: Array) -> Array:
         return np.eye(len(unfolded))
     vectors: Array = np.linalg.eigh(unfolded @ unfolded.T)[1][:, : -_MOST_CHANNELS - 1 : -1]
     return vectors
-
-
-def _rows(channels: Array, rows: Array, columns: Array) -> Array:
-    """K, [rank, features]."""
-    product: Array = np.einsum("cr,ur,vr->rcuv", channels, rows, columns).reshape(channels.shape[1], -1)
-    return product
 
 
 def _onto(matrix: Array, covariance: Array | None, rows: Array) -> Array:

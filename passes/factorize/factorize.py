@@ -28,7 +28,7 @@ from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
-from graphopt.passes.prune.held_out import HeldOut, Loss
+from graphopt.passes.prune.held_out import HeldOut
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
@@ -40,7 +40,6 @@ Array = np.ndarray[Any, Any]
 _RECORD = "graphopt.factorize."  # metadata: what the model cost before it was factored, and what was asked for
 _HELD = "graphopt.factorize.held"  # metadata: the limit and the options of a run that saved less, to hold it
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
-_TRIALS = 5  # of ratios, to hold a limit
 
 
 @dataclass(frozen=True)
@@ -212,35 +211,22 @@ class Factorize(Pass):
         apart = HeldOut(context.original or clone(model), samples, context.labels, max(self.samples, self.measured))
         fitting = replace(context, calibration=apart.fitting)
         plan = self._plan(model, costs[0], fitting)
-        low, high = 0.0, self.ratio
-        best: tuple[ir.Model, PassResult, Loss] | None = None
-        for trial in range(_TRIALS if self._by_ratio else 1):
-            ratio = high if trial == 0 else (low + high) / 2
+
+        def attempt(ratio: float) -> tuple[ir.Model, PassResult]:
             variant = clone(model)
-            result = self._apply(variant, _moved(plan, model, variant), ratio, costs, fitting)
-            loss = apart.loss(variant)
-            if loss.worst <= limit:
-                low, best = ratio, (variant, result, loss)
-                if trial == 0:
-                    break
-            else:
-                high = ratio
-        if best is None:
-            reason = f"factors cost more than the {100 * limit:.2f} points that are allowed, even for {high:.3f} saved"
+            return variant, self._apply(variant, _moved(plan, model, variant), ratio, costs, fitting)
+
+        held = apart.largest(self.ratio, limit, attempt, *(() if self._by_ratio else (1,)))
+        if isinstance(held, float):
+            reason = f"factors cost more than the {100 * limit:.2f} points that are allowed, even for {held:.3f} saved"
             return PassResult(False, declined=(*plan.declined, Declined("model", reason)))
-        variant, result, loss = best
-        if result.changed:
-            model.graph = variant.graph
-            model.metadata_props.update(variant.metadata_props)
-            if low < self.ratio:
+        if held.result.changed:
+            model.graph = held.model.graph
+            model.metadata_props.clear()
+            model.metadata_props.update(held.model.metadata_props)
+            if held.ratio < self.ratio:
                 model.metadata_props[_HELD] = asked
-        judged = {
-            "ratio-held": round(low, 4),
-            "held-out-samples": apart.count,
-            "samples-fitted": len(apart.fitting),
-            "drop-held-out": round(loss.held_out, 4),
-        }
-        return replace(result, statistics={**result.statistics, **judged})
+        return held.result
 
     def _apply(
         self, model: ir.Model, plan: _Plan, ratio: float, costs: tuple[float, float], context: PassContext

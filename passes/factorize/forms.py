@@ -31,15 +31,15 @@ def forms_of(layer: Layer, method: Method, covariance: Array | None, found: Dire
     window = _window(layer.node)
     if window is None:
         return forms
-    pair = (window[0], window[1]) if len(window) == 2 and min(window) > 1 else None
-    if method in (Method.AUTO, Method.SPATIAL) and pair:
-        forms.append(spatial(layer, pair, output))
+    is_pair = len(window) == 2 and min(window) > 1
+    if method in (Method.AUTO, Method.SPATIAL) and is_pair:
+        forms.append(spatial(layer, window, output))
     if method in (Method.AUTO, Method.TUCKER2):
         forms.append(tucker2(layer, window, output, found))
     if method in (Method.AUTO, Method.DECOUPLED):
         forms.append(decoupled(layer, window, output))
-    if method is Method.CP and pair:
-        forms.append(Cp(layer, pair, output))
+    if method is Method.CP and is_pair:
+        forms.append(Cp(layer, window, output))
     return forms
 
 

@@ -55,9 +55,13 @@ class OutputEnergy:
 
     def lost(self, matrix: Array, lowered: Array) -> float:
         """Of W' in place of W, both [outputs, features]."""
-        error = matrix - lowered
-        outside = float(((error if self.covariance is None else error @ self.covariance) * error).sum())
+        outside = energy_of(matrix - lowered, self.covariance)
         return outside / self.varying if self.varying > 0 else float(outside > 0)
+
+
+def energy_of(matrix: Array, covariance: Array | None) -> float:
+    """E‖M x‖² = tr(M G Mᵀ) of M [outputs, features]; of G = I without a covariance."""
+    return float(((matrix if covariance is None else matrix @ covariance) * matrix).sum())
 
 
 def directions(matrix: Array, covariance: Array | None, mean: Array | None = None) -> Directions:
@@ -76,13 +80,23 @@ def directions(matrix: Array, covariance: Array | None, mean: Array | None = Non
 
 
 def factors(matrix: Array, rank: int) -> tuple[Array, Array]:
-    """U [outputs, rank] and V [rank, features] whose product is nearest to W.
+    """U [outputs, rank] and V [rank, features] whose product is nearest to W, balanced."""
+    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    return balanced(left[:, :rank] * values[:rank], right[:rank])
+
+
+def balanced(left: Array, right: Array) -> tuple[Array, Array]:
+    """U [outputs, rank] and V [rank, features] of the same product, and of alike ranges.
 
     The scale of each inner channel is free: it is set so that its column of U and its row of V have the same largest
     magnitude, and a grid of integers serves both alike.
     """
-    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    left, right = left[:, :rank] * values[:rank], right[:rank]
     tallest, widest = np.abs(left).max(axis=0), np.abs(right).max(axis=1)
     scale = np.sqrt(np.where(tallest > 0, tallest, 1.0) / np.where(widest > 0, widest, 1.0))
     return left / scale, right * scale[:, None]
+
+
+def rank_one_rows(channels: Array, rows: Array, columns: Array) -> Array:
+    """C ⊗ U ⊗ V of each term, [rank, channels * rows * columns], of factors [channels, rank] and so on."""
+    product: Array = np.einsum("cr,ur,vr->rcuv", channels, rows, columns).reshape(channels.shape[1], -1)
+    return product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,12 +23,10 @@ Array = np.ndarray[Any, Any]
 class Svd:
     """W ≈ U V."""
 
+    method: ClassVar[Method] = Method.SVD
+
     layer: Layer
     directions: Directions
-
-    @property
-    def method(self) -> Method:
-        return Method.SVD
 
     @property
     def full_rank(self) -> int:

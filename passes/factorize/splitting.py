@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import remove_unused_constant, set_constant
 from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.factorize.layers import MARK
-from graphopt.passes.factorize.low_rank import factors
+from graphopt.passes.factorize.low_rank import balanced, factors, rank_one_rows
 from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
 
@@ -25,83 +26,42 @@ def split(graph: ir.Graph, node: ir.Node, rank: int) -> None:
 
     A Conv: the same window to `rank` channels, and a 1×1 Conv. A Gemm: x V without a bias, and the Gemm. A MatMul: two.
     """
-    weight = constant(node.inputs[1])
-    if weight is None:
-        raise ValueError(f"{node.op_type} '{node.name}' has no constant weight")
+    weight = _weight(node)
     left, right = factors(to_matrix(node, weight)[0], rank)
-    outputs = left.shape[0]
     is_conv = node.op_type == "Conv"
-    first_shape = (rank, *weight.shape[1:]) if is_conv else ()
-    base = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.outputs[0].name)
-    first = from_matrix(node, right[None], first_shape).astype(np.float32)
-    second = from_matrix(node, left[None], (outputs, rank, *(1,) * (weight.ndim - 2)) if is_conv else ())
-    moved = [node.attributes[name] for name in _WINDOW if name in node.attributes]
-    kept = [attribute for name, attribute in node.attributes.items() if name == "transB"]
-    inner = ir.Value(name=fresh_name(graph, f"{node.outputs[0].name}/inner"), type=node.outputs[0].type)
-    before = ir.Node(
-        "",
-        node.op_type,
-        [node.inputs[0], add_initializer(graph, base, np.ascontiguousarray(first))],
-        attributes=[*moved, *kept],
-        outputs=[inner],
-        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
-    )
+    ones = (1,) * (weight.ndim - 2)
+    first = from_matrix(node, right[None], (rank, *weight.shape[1:]) if is_conv else ())
+    second = from_matrix(node, left[None], (len(left), rank, *ones) if is_conv else ())
+    moved = [node.attributes[name] for name in (*_WINDOW, "transB") if name in node.attributes]
+    inner = _put_before(graph, node, node.op_type, [node.inputs[0], _stored(graph, node, 1, first)], "inner", moved)
     for name in _WINDOW:
         node.attributes.pop(name, None)
     if is_conv:
-        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", (1,) * (weight.ndim - 2))
-    set_constant(node, 1, np.ascontiguousarray(second).astype(np.float32))
-    node.replace_input_with(0, inner)
-    graph.insert_before(node, before)
-    before.metadata_props[MARK] = "first"
-    node.metadata_props[MARK] = "second"
+        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", ones)
+    _end(node, inner, second, "second")
 
 
 def split_recurrent(graph: ir.Graph, node: ir.Node, rank: int) -> None:
     """Put x V before an LSTM, GRU or RNN, whose W [directions, gates * hidden, input] becomes U of `rank` features."""
-    weight, read = _weight(node), node.inputs[0]
+    weight = _weight(node)
     left, right = factors(weight.reshape(-1, weight.shape[-1]), rank)
-    base = str(node.inputs[1].name) if node.inputs[1] is not None else "W"
-    inner = ir.Value(name=fresh_name(graph, f"{base}/inner"), type=read.type if read is not None else None)
-    before = ir.Node(
-        "",
-        "MatMul",
-        [read, add_initializer(graph, base, np.ascontiguousarray(right.T, np.float32))],
-        outputs=[inner],
-        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
-    )
-    set_constant(node, 1, np.ascontiguousarray(left.reshape(*weight.shape[:2], rank), np.float32))
-    node.replace_input_with(0, inner)
-    graph.insert_before(node, before)
-    before.metadata_props[MARK] = "first"
-    node.metadata_props[MARK] = "second"
+    inputs = [node.inputs[0], _stored(graph, node, 1, right.T)]
+    inner = _put_before(graph, node, "MatMul", inputs, "inner", like=node.inputs[0])
+    _end(node, inner, left.reshape(*weight.shape[:2], rank), "second")
 
 
 def split_embedding(graph: ir.Graph, node: ir.Node, rank: int) -> None:
     """Replace a Gather of rows of a table [rows, width] by one of `rank` columns, and a product with [rank, width]."""
-    table = constant(node.inputs[0])
-    if table is None:
-        raise ValueError(f"Gather '{node.name}' has no constant table")
-    left, right = factors(table, rank)
-    inner = ir.Value(name=fresh_name(graph, f"{node.outputs[0].name}/inner"), type=node.outputs[0].type)
-    base = str(node.inputs[0].name) if node.inputs[0] is not None else str(node.outputs[0].name)
-    before = ir.Node(
-        "",
-        "Gather",
-        [add_initializer(graph, base, np.ascontiguousarray(left, np.float32)), node.inputs[1]],
-        outputs=[inner],
-        name=fresh_node_name(graph, f"{node.name or node.op_type}/first"),
-    )
+    table = node.inputs[0]
+    left, right = factors(_weight(node, 0), rank)
+    inner = _put_before(graph, node, "Gather", [_stored(graph, node, 0, left), node.inputs[1]], "inner")
     node.attributes.pop("axis", None)
     node.op_type = "MatMul"
-    node.replace_input_with(1, add_initializer(graph, base, np.ascontiguousarray(right, np.float32)))
-    whole = node.inputs[0]
+    node.replace_input_with(1, _stored(graph, node, 0, right))
     node.replace_input_with(0, inner)
-    if whole is not None:
-        remove_unused_constant(whole)
-    graph.insert_before(node, before)
-    before.metadata_props[MARK] = "first"
     node.metadata_props[MARK] = "second"
+    if table is not None:
+        remove_unused_constant(table)
 
 
 def split_spatial(graph: ir.Graph, node: ir.Node, rank: int) -> None:
@@ -143,30 +103,27 @@ def split_decoupled(graph: ir.Graph, node: ir.Node, rank: int) -> None:
     _become(node, inner, mixing, {})
 
 
-def split_cp(graph: ir.Graph, node: ir.Node, factors: tuple[Array, Array, Array]) -> None:
+def split_cp(graph: ir.Graph, node: ir.Node, terms: tuple[Array, Array, Array]) -> None:
     """Replace W of a Conv, of which C, U and V are given, by 1×1, depthwise k×1 and 1×k, and 1×1.
 
     Args:
-        factors: [channels, rank], [rows, rank] and [columns, rank].
+        terms: [channels, rank], [rows, rank] and [columns, rank].
     """
     weight = _weight(node)
-    outputs = len(weight)
-    channels, rows, columns = factors
+    channels, rows, columns = terms
     rank = channels.shape[1]
-    terms = np.einsum("cr,ur,vr->rcuv", channels, rows, columns).reshape(rank, -1)
-    left = weight.reshape(outputs, -1).astype(np.float64) @ np.linalg.pinv(terms)
-    tallest, widest = np.abs(left).max(axis=0), np.abs(channels).max(axis=0)
-    scale = np.sqrt(np.where(tallest > 0, tallest, 1.0) / np.where(widest > 0, widest, 1.0))
+    left = weight.reshape(len(weight), -1).astype(np.float64) @ np.linalg.pinv(rank_one_rows(*terms))
+    left, right = balanced(left, channels.T)
     window = _window(node, 2)
     first, second = ({name: _only(values, axis) for name, values in window.items()} for axis in (0, 1))
-    inner = _before(graph, node, node.inputs[0], (channels * scale).T.reshape(rank, -1, 1, 1), {}, "first")
+    inner = _before(graph, node, node.inputs[0], right.reshape(rank, -1, 1, 1), {}, "first")
     down = _before(graph, node, inner, rows.T.reshape(rank, 1, -1, 1), first, "rows", group=rank)
     along = _before(graph, node, down, columns.T.reshape(rank, 1, 1, -1), second, "columns", group=rank)
-    _become(node, along, (left / scale).reshape(outputs, rank, 1, 1), {})
+    _become(node, along, left.reshape(len(weight), rank, 1, 1), {})
 
 
-def _weight(node: ir.Node) -> Array:
-    weight = constant(node.inputs[1])
+def _weight(node: ir.Node, index: int = 1) -> Array:
+    weight = constant(node.inputs[index])
     if weight is None:
         raise ValueError(f"{node.op_type} '{node.name}' has no constant weight")
     return weight
@@ -194,22 +151,10 @@ def _before(
     group: int = 1,
 ) -> ir.Value:
     """A Conv without a bias, put before `node`; what it makes."""
-    base = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.outputs[0].name)
-    made = ir.Value(name=fresh_name(graph, f"{node.outputs[0].name}/{place}"), type=node.outputs[0].type)
-    attributes = {"kernel_shape": weight.shape[2:], **window}
-    conv = ir.Node(
-        "",
-        "Conv",
-        [read, add_initializer(graph, base, np.ascontiguousarray(weight, np.float32))],
-        attributes=[ir.AttrInt64s(name, values) for name, values in attributes.items()],
-        outputs=[made],
-        name=fresh_node_name(graph, f"{node.name or node.op_type}/{place}"),
-    )
+    attributes = [ir.AttrInt64s(name, values) for name, values in {"kernel_shape": weight.shape[2:], **window}.items()]
     if group != 1:
-        conv.attributes["group"] = ir.AttrInt64("group", group)
-    conv.metadata_props[MARK] = place
-    graph.insert_before(node, conv)
-    return made
+        attributes.append(ir.AttrInt64("group", group))
+    return _put_before(graph, node, "Conv", [read, _stored(graph, node, 1, weight)], place, attributes, place=place)
 
 
 def _become(node: ir.Node, read: ir.Value, weight: Array, window: dict[str, tuple[int, ...]]) -> None:
@@ -218,6 +163,38 @@ def _become(node: ir.Node, read: ir.Value, weight: Array, window: dict[str, tupl
         node.attributes.pop(name, None)
     for name, values in {"kernel_shape": weight.shape[2:], **window}.items():
         node.attributes[name] = ir.AttrInt64s(name, values)
+    _end(node, read, weight, "last")
+
+
+def _stored(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> ir.Value:
+    """An initializer named after the node's input `index`."""
+    value = node.inputs[index]
+    base = str(value.name if value is not None else node.outputs[0].name)
+    return add_initializer(graph, base, np.ascontiguousarray(array, np.float32))
+
+
+def _put_before(
+    graph: ir.Graph,
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    suffix: str,
+    attributes: Sequence[ir.Attr] = (),
+    place: str = "first",
+    like: ir.Value | None = None,
+) -> ir.Value:
+    """What a new node before `node` makes: of the type of `like`, the node's result by default, and named after it."""
+    like = like or node.outputs[0]
+    made = ir.Value(name=fresh_name(graph, f"{like.name}/{suffix}"), type=like.type)
+    name = fresh_node_name(graph, f"{node.name or node.op_type}/{place}")
+    before = ir.Node("", op_type, inputs, attributes=attributes, outputs=[made], name=name)
+    before.metadata_props[MARK] = place
+    graph.insert_before(node, before)
+    return made
+
+
+def _end(node: ir.Node, read: ir.Value, weight: Array, place: str) -> None:
+    """Let `node` read what the factors before it make, by the weight that is left for it."""
     set_constant(node, 1, np.ascontiguousarray(weight, np.float32))
     node.replace_input_with(0, read)
-    node.metadata_props[MARK] = "last"
+    node.metadata_props[MARK] = place

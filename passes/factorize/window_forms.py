@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -37,17 +37,34 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Spatial:
-    """k×1 and 1×k."""
+class WindowForm:
+    """What forms of a layer's window have in common; `output` tells what an error costs."""
 
     layer: Layer
-    window: tuple[int, int]
+    window: tuple[int, ...]
     output: OutputEnergy
-    directions: Directions  # of rows (o, v) and columns (c, u)
 
     @property
-    def method(self) -> Method:
-        return Method.SPATIAL
+    def lowered(self) -> Array:
+        """See `Form`."""
+        return self.layer.matrix
+
+    def projected(self, matrix: Array, rank: int) -> Array:
+        """See `Form`."""
+        raise NotImplementedError
+
+    def lost(self, rank: int) -> float:
+        """See `Form`."""
+        return self.output.lost(self.layer.matrix, self.projected(self.layer.matrix, rank))
+
+
+@dataclass(frozen=True)
+class Spatial(WindowForm):
+    """k×1 and 1×k."""
+
+    method: ClassVar[Method] = Method.SPATIAL
+
+    directions: Directions  # of rows (o, v) and columns (c, u)
 
     @property
     def full_rank(self) -> int:
@@ -57,9 +74,6 @@ class Spatial:
     @property
     def lowered(self) -> Array:
         return folded(self.layer.matrix, self.window)
-
-    def lost(self, rank: int) -> float:
-        return self.output.lost(self.layer.matrix, self.projected(self.layer.matrix, rank))
 
     def projected(self, matrix: Array, rank: int) -> Array:
         return unfolded(self.directions.projected(folded(matrix, self.window), rank), self.window)
@@ -84,35 +98,23 @@ class Spatial:
 
 
 @dataclass(frozen=True)
-class Tucker2:
+class Tucker2(WindowForm):
     """1×1, the window, 1×1."""
 
-    layer: Layer
-    window: tuple[int, ...]
-    output: OutputEnergy
+    method: ClassVar[Method] = Method.TUCKER2
+
     outputs: Directions
     inputs: Directions  # of input channels
 
     @property
-    def method(self) -> Method:
-        return Method.TUCKER2
-
-    @property
     def full_rank(self) -> int:
         return self.layer.full_rank
-
-    @property
-    def lowered(self) -> Array:
-        return self.layer.matrix
 
     def inner(self, rank: int) -> int:
         """Channels that the window reads."""
         bound = self.outputs.lost(rank)
         channels = len(self.inputs.energy)
         return next((r for r in range(1, channels) if self.inputs.lost(r) <= bound), channels)
-
-    def lost(self, rank: int) -> float:
-        return self.output.lost(self.layer.matrix, self.projected(self.layer.matrix, rank))
 
     def projected(self, matrix: Array, rank: int) -> Array:
         lowered = self.outputs.projected(matrix, rank)
@@ -143,17 +145,12 @@ class Tucker2:
 
 
 @dataclass(frozen=True)
-class Decoupled:
+class Decoupled(WindowForm):
     """Depthwise windows, and 1×1."""
 
-    layer: Layer
-    window: tuple[int, ...]
-    output: OutputEnergy
-    channels: tuple[Directions, ...]  # of W[:, c], for each input channel
+    method: ClassVar[Method] = Method.DECOUPLED
 
-    @property
-    def method(self) -> Method:
-        return Method.DECOUPLED
+    channels: tuple[Directions, ...]  # of W[:, c], for each input channel
 
     @property
     def full_rank(self) -> int:
@@ -162,9 +159,6 @@ class Decoupled:
     @property
     def lowered(self) -> Array:
         return self.layer.matrix[:, : math.prod(self.window)]  # of the first channel, for all
-
-    def lost(self, rank: int) -> float:
-        return self.output.lost(self.layer.matrix, self.projected(self.layer.matrix, rank))
 
     def projected(self, matrix: Array, rank: int) -> Array:
         return _each_channel(self.channels, matrix, rank)
@@ -184,7 +178,7 @@ class Decoupled:
         splitting.split_decoupled(graph, node, rank)
 
 
-def spatial(layer: Layer, window: tuple[int, int], output: OutputEnergy) -> Spatial:
+def spatial(layer: Layer, window: tuple[int, ...], output: OutputEnergy) -> Spatial:
     """The form of a layer, with its directions."""
     spread = None if output.covariance is None else _of_columns(output.covariance, window)
     return Spatial(layer, window, output, directions(folded(layer.matrix, window), spread))
@@ -200,7 +194,7 @@ def decoupled(layer: Layer, window: tuple[int, ...], output: OutputEnergy) -> De
     return Decoupled(layer, window, output, _channel_directions(layer.matrix, output.covariance, window))
 
 
-def folded(matrix: Array, window: tuple[int, int]) -> Array:
+def folded(matrix: Array, window: tuple[int, ...]) -> Array:
     """[o, (c, u, v)] as [(o, v), (c, u)]."""
     high, wide = window
     parts = matrix.reshape(len(matrix), -1, high, wide).transpose(0, 3, 1, 2)
@@ -208,7 +202,7 @@ def folded(matrix: Array, window: tuple[int, int]) -> Array:
     return result
 
 
-def unfolded(rows: Array, window: tuple[int, int]) -> Array:
+def unfolded(rows: Array, window: tuple[int, ...]) -> Array:
     """The inverse of `folded`."""
     high, wide = window
     parts = rows.reshape(-1, wide, rows.shape[1] // high, high).transpose(0, 2, 3, 1)
@@ -216,7 +210,7 @@ def unfolded(rows: Array, window: tuple[int, int]) -> Array:
     return result
 
 
-def _of_columns(covariance: Array, window: tuple[int, int]) -> Array:
+def _of_columns(covariance: Array, window: tuple[int, ...]) -> Array:
     """G of (c, u), of the mean column of the window, from G of (c, u, v)."""
     wide = window[1]
     features = len(covariance) // wide

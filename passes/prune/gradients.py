@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.accuracy import scores_output
+from graphopt.analysis.accuracy import LEAST_PROBABILITY, are_probabilities, scores_output
 from graphopt.analysis.channels import Channels, Group, Role, Slot
 from graphopt.analysis.execution import required_inputs
 from graphopt.analysis.samples import Samples
@@ -26,8 +26,6 @@ from graphopt.ir.reading import constant
 from graphopt.pipeline.base import Progress
 
 Array = np.ndarray[Any, Any]
-
-_LEAST_PROBABILITY = 1e-12
 
 
 def require_torch() -> None:
@@ -137,7 +135,6 @@ def _log_probabilities(scores: Any) -> Any:
     """As `analysis.accuracy.log_probabilities` reads scores."""
     import torch
 
-    ready = scores.detach()
-    if bool((ready >= 0).all()) and torch.allclose(ready.sum(dim=1), torch.ones(len(ready)), atol=1e-3):
-        return torch.log(scores.clamp_min(_LEAST_PROBABILITY))
+    if are_probabilities(scores.detach().numpy()):
+        return torch.log(scores.clamp_min(LEAST_PROBABILITY))
     return torch.log_softmax(scores, dim=1)

@@ -7,7 +7,8 @@ variant has to hold it there too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ import onnx_ir as ir
 
 from graphopt.analysis.accuracy import drop_between, predictions
 from graphopt.analysis.samples import Samples
+from graphopt.pipeline.base import PassResult
 
 Array = np.ndarray[Any, Any]
 
+_TRIALS = 5  # of ratios
 _LEAST = 0.2  # of the samples, judge at least
 
 
@@ -32,6 +35,15 @@ class Loss:
     def worst(self) -> float:
         """The larger of both."""
         return max(self.held_out, self.overall)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a pass made of a model at a ratio that holds the limit; `result` says how that was judged."""
+
+    ratio: float
+    model: ir.Model
+    result: PassResult
 
 
 class HeldOut:
@@ -66,3 +78,27 @@ class HeldOut:
         labels = None if self._labels is None else self._labels[self._first :]
         apart = drop_between(self._expected[self._first :], found[self._first :], self._output, labels)
         return Loss(apart.drop, overall.drop)
+
+    def largest(
+        self, asked: float, limit: float, attempt: Callable[[float], tuple[ir.Model, PassResult]], trials: int = _TRIALS
+    ) -> Held | float:
+        """What holds the limit at the largest ratio up to `asked`, by bisection; the least ratio tried if none does."""
+        low, high = 0.0, asked
+        best: Held | None = None
+        for trial in range(trials):
+            ratio = high if trial == 0 else (low + high) / 2
+            model, result = attempt(ratio)
+            loss = self.loss(model)
+            if loss.worst > limit:
+                high = ratio
+                continue
+            judged = {
+                "ratio-held": round(ratio, 4),
+                "held-out-samples": self.count,
+                "samples-fitted": len(self.fitting),
+                "drop-held-out": round(loss.held_out, 4),
+            }
+            low, best = ratio, Held(ratio, model, replace(result, statistics={**result.statistics, **judged}))
+            if trial == 0:
+                break
+        return high if best is None else best

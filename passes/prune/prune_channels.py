@@ -28,7 +28,7 @@ from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.gradients import fisher, require_torch, taylor
-from graphopt.passes.prune.held_out import HeldOut, Loss
+from graphopt.passes.prune.held_out import HeldOut
 from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
 from graphopt.passes.prune.readers import Reader, observe, readers
@@ -45,7 +45,6 @@ _WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by
 _HELD = "graphopt.prune-channels.held"  # the limit and the options of a run that removed less than asked, to hold it
 _EXHAUSTED = "graphopt.prune-channels.exhausted"  # the options of a run that fell short of its ratio
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
-_TRIALS = 5  # of ratios, to hold a limit
 
 
 def _not_float32(graph: ir.Graph) -> ir.Node | None:
@@ -117,38 +116,24 @@ class PruneChannels(Pass):
         original = context.original or clone(model)
         apart = HeldOut(original, samples, context.labels, max(self.samples, self.measured))
         fitting = replace(context, calibration=apart.fitting)
-        low, high = 0.0, self.ratio
-        best: tuple[ir.Model, PassResult, Loss] | None = None
-        for trial in range(_TRIALS):
-            ratio = high if trial == 0 else (low + high) / 2
+
+        def attempt(ratio: float) -> tuple[ir.Model, PassResult]:
             candidate = clone(model)
-            result = replace(self, ratio=ratio)._prune(candidate, fitting)
-            loss = apart.loss(candidate)
-            if loss.worst <= limit:
-                low, best = ratio, (candidate, result, loss)
-                if trial == 0:
-                    break
-            else:
-                high = ratio
-        if best is None:
+            return candidate, replace(self, ratio=ratio)._prune(candidate, fitting)
+
+        held = apart.largest(self.ratio, limit, attempt)
+        if isinstance(held, float):
             reason = (
-                f"removing {high:.3f} of the {self.saving.value} costs more than the {100 * limit:.2f} points allowed"
+                f"removing {held:.3f} of the {self.saving.value} costs more than the {100 * limit:.2f} points allowed"
             )
             return PassResult(False, declined=(Declined("model", reason),))
-        candidate, result, loss = best
-        if result.changed:
-            model.graph = candidate.graph
+        if held.result.changed:
+            model.graph = held.model.graph
             model.metadata_props.clear()
-            model.metadata_props.update(candidate.metadata_props)
-            if low < self.ratio:
+            model.metadata_props.update(held.model.metadata_props)
+            if held.ratio < self.ratio:
                 model.metadata_props[_HELD] = asked
-        judged = {
-            "ratio-held": round(low, 4),
-            "held-out-samples": apart.count,
-            "samples-fitted": len(apart.fitting),
-            "drop-held-out": round(loss.held_out, 4),
-        }
-        return replace(result, statistics={**result.statistics, **judged})
+        return held.result
 
     def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
         costs = _costs(model, context)

@@ -16,11 +16,8 @@ from graphopt.passes.cleanup.fold_pad import same_pads
 
 Array = np.ndarray[Any, Any]
 
-RECURRENT = (
-    "LSTM",
-    "GRU",
-    "RNN",
-)  # of which the product with the input is meant: W, [directions, gates * hidden, input]
+# Of these the product with the input is meant: W, [directions, gates * hidden, input].
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def why_not(node: ir.Node, weight_index: int, weight: Array) -> str:

@@ -53,7 +53,7 @@ class QuantizeWeights(Pass):
     block: int = option(32, "neighbours that share a scale; 0 takes a whole column")
     symmetric: bool = option(True, "integers around 0; otherwise with a zero point for each block")
     smallest: int = option(1024, "weights of fewer elements stay in float")
-    low_rank: bool = option(False, "coarser blocks with a low-rank correction where that is smaller and closer")
+    low_rank: bool = option(False, "coarser blocks with a low-rank correction where weights are smaller and closer")
     exclude: tuple[str, ...] = option((), "names of nodes that stay in float, with * and ?")
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
