@@ -21,6 +21,7 @@ from tvm.tirx.stmt import Return
 from graphopt.errors import InternalError, UnsupportedError
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.elementary import in_arithmetic
+from graphopt.targets.tvm.kernels.kept_names import by_memory
 from graphopt.targets.tvm.kernels.winograd import WEIGHTS
 
 STACK_BYTES = 16384  # allocations up to this go on the stack
@@ -75,7 +76,7 @@ def lower_kernels(
         module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
         module = _lower_to_flat_loops(tirx.transform.BindTarget(bound)(module))
         plain, scratch = _with_pointer_parameters(module[symbol])
-        plain = plain.with_body(in_arithmetic(plain.body))
+        plain = plain.with_body(by_memory(in_arithmetic(plain.body)))
         _refuse_runtime_calls(symbol, plain)
         lowered[symbol] = plain
         mark = function.attrs.get(WEIGHTS) if function.attrs else None

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 from onnx import TensorProto, helper, numpy_helper
+from tvm import tirx
 
 from graphopt import ir as gir
 from graphopt.analysis.execution import Session
 from graphopt.targets.arm.cores import CORES
+from graphopt.targets.host import HOST
 from graphopt.targets.tvm.codegen import lower_kernels, tvm_target
 from graphopt.targets.tvm.schedule import schedule
 from tests.targets import compiled
@@ -156,3 +159,20 @@ def test_truths_and_functions_of_libm_behind_a_product(body: str, result: str) -
     }
     expected = Session(made).run(feeds)["y"]
     np.testing.assert_allclose(compiled.run(made, feeds)["y"], expected, rtol=2e-6, atol=1e-6)
+
+
+def test_functions_of_functions_do_not_multiply_the_code() -> None:
+    def size(depth: int) -> int:
+        steps = " ".join(f"a{i + 1} = Softplus(a{i})" for i in range(depth))
+        made = compiled.parse(
+            f"""<ir_version: 8, opset_import: ["" : 17]>
+            g (float[4,8] x, float[8,8] w) => (float[4,8] a{depth}) {{ a0 = MatMul(x, w) {steps} }}"""
+        )
+        target = tvm_target(HOST)
+        functions = {name: schedule(function, HOST) for name, function in compiled.lowered(made).functions.items()}
+        kernels, _ = lower_kernels(functions, target.with_host(target))
+        module = tirx.transform.LowerIntrin()(tvm.IRModule(kernels))
+        return sum(len(function.script()) for function in module.functions.values())
+
+    one, two, three = (size(depth) for depth in (1, 2, 3))
+    assert three - two < 1.2 * (two - one)

@@ -26,6 +26,7 @@ from tvm import tirx
 from tvm.ir import PrimType
 
 from graphopt.targets.tvm.kernels.activations import TANH_DENOMINATOR, TANH_NUMERATOR
+from graphopt.targets.tvm.kernels.kept_names import flattened
 from graphopt.targets.tvm.kernels.requantize import lanes_of, splat, wide
 from graphopt.targets.tvm.kernels.softmax import COEFFICIENTS, LN2_HIGH, LN2_LOW
 
@@ -82,7 +83,7 @@ def in_arithmetic(body: tirx.Stmt) -> tirx.Stmt:
 
     Where a condition guards what a statement reads, its calls stay: their arguments must not be read in front of it.
     """
-    return tvm_ffi.structural_map(body, [((tirx.Bind, tirx.BufferStore), _expanded), (tirx.SeqStmt, _flattened)])
+    return tvm_ffi.structural_map(body, [((tirx.Bind, tirx.BufferStore), _expanded), (tirx.SeqStmt, flattened)])
 
 
 def _expanded(statement: Any) -> Any:
@@ -97,12 +98,6 @@ def _expanded(statement: Any) -> Any:
     else:
         last = tirx.BufferStore(statement.buffer, value, statement.indices)
     return tirx.SeqStmt([*(tirx.Bind(variable, step) for variable, step in steps), last])
-
-
-def _flattened(sequence: Any) -> Any:
-    """A sequence without sequences in it: what is bound in one of those holds for what follows."""
-    parts = [part for each in sequence.seq for part in (each.seq if isinstance(each, tirx.SeqStmt) else [each])]
-    return tirx.SeqStmt(parts) if len(parts) > len(sequence.seq) else sequence
 
 
 def _called(value: Any) -> list[str]:

@@ -19,6 +19,8 @@ from tvm.ir.expr import TensorLoad
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from graphopt.targets.tvm.kernels.kept_names import kept
+
 # Functions that a loop of vectors cannot have: TVM takes such a loop apart, and loses what is bound in it.
 SCALAR_FUNCTIONS = frozenset(
     f"tirx.{name}"
@@ -120,7 +122,7 @@ class Epilogue:
         made: list[tuple[Any, Any]] = []
 
         def make(target: Any, value: Any) -> None:
-            made.append((target, T.Bind(value)))
+            made.append((target, T.Bind(kept(value))))
             if self.stored(target):
                 T.buffer_store(target, made[-1][1], list(coordinates))
 

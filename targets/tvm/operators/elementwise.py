@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,14 @@ def convert_div(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attrib
         if np.all(normal | (divisor == 0)):  # x / 0 is x · ∞, NaN included; TVM refuses to divide by the constant 0
             return relax.op.multiply(inputs[0], constant(reciprocal))
     return convert_by_tvm(builder, inputs, node)
+
+
+def convert_by_pairs(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
+    """Max, Mean, Min and Sum of any number of tensors: two at a time, where TVM's importer copies them side by side."""
+    result = functools.reduce(lambda x, y: builder.emit(PAIRWISE[node.op_type](x, y)), inputs)
+    if node.op_type == "Mean":
+        return relax.op.divide(result, constant(np.array(len(inputs), dtype_of(result))))
+    return result
 
 
 def convert_mod(builder: relax.BlockBuilder, inputs: Tensors, attributes: Attributes, node: ir.Node) -> Any:
@@ -148,7 +157,9 @@ def _broadcast(builder: relax.BlockBuilder, inputs: Tensors, function: Callable[
     return compute(builder, broadcast, *inputs, name=name)
 
 
+PAIRWISE = {"Max": relax.op.maximum, "Mean": relax.op.add, "Min": relax.op.minimum, "Sum": relax.op.add}
 CONVERTERS = {
+    **dict.fromkeys(PAIRWISE, convert_by_pairs),
     "BitCast": convert_bit_cast,
     "BitShift": convert_bit_shift,
     "Div": convert_div,
