@@ -7,7 +7,7 @@ how far each goes, pruning's `reconstruction` refits all that lies behind under 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.accumulated import Accumulated
 from graphopt.passes.factorize.costs import Saving, cost_of
 from graphopt.passes.factorize.form import Form, Method
 from graphopt.passes.factorize.forms import forms_of
@@ -28,7 +29,7 @@ from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import Directions, directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
-from graphopt.passes.prune.held_out import HeldOut
+from graphopt.passes.prune.held_out import HeldOut, Judged, largest
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
@@ -73,6 +74,10 @@ class Factorize(Pass):
     )
     whitened: bool = option(True, "weigh errors by what the layer reads, not alike in all directions; needs data")
     most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
+    model_lost: float = option(
+        0.05,
+        "fraction of its outputs' energy that the model may lose on held-out samples, without max-drop; 1: no limit",
+    )
     least_saved: float = option(0.005, "fraction of the model's cost that a layer must save at its lowest rank")
     slower: float = option(0.0, "fraction of the model's time that a layer may add, to save bytes or MACs")
     refit: bool = option(True, "refit the factors and the layers behind by least squares; needs data")
@@ -89,8 +94,8 @@ class Factorize(Pass):
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Factor layers of the main graph until the fraction `ratio` of what the model cost before is saved.
 
-        Where the context limits what may be lost, less is saved if need be, found by bisection, and judged on samples
-        that nothing was fitted to.
+        Less is saved if need be, found by bisection, so that on samples that nothing was fitted to the model loses no
+        more than the context allows, or `model_lost` where the context does not say.
 
         Raises:
             UsageError: an option is out of its range.
@@ -111,15 +116,16 @@ class Factorize(Pass):
         unmet = not self._by_ratio or before > (1 - self.ratio) * start * (1 + _CLOSE)
         if not unmet or self.ratio == 0 or model.metadata_props.get(_RECORD + "asked") == self._asked:
             return PassResult(False, {f"{self.saving.value}-left": round(before / start, 4) if start else 1.0})
-        if context.calibration is None or context.max_drop is None:
-            return self._apply(model, self._plan(model, before, context), self.ratio, (before, start), context)
-        return self._within(model, (before, start), context, context.calibration, context.max_drop)
+        if context.calibration is None or (context.max_drop is None and self.model_lost >= 1):
+            return self._apply(model, self._plan(model, before, context), self._sought, (before, start), context)
+        return self._within(model, (before, start), context, context.calibration)
 
     def _check(self) -> None:
         for name, low, high in (
             ("ratio", 0, 0.99),
             ("energy", 0, 1),
             ("most_lost", 0, 1),
+            ("model_lost", 0, 1),
             ("least_saved", 0, 1),
             ("slower", 0, 10),
             ("damping", 1e-9, 100),
@@ -139,6 +145,11 @@ class Factorize(Pass):
         if self.vbmf:
             return "vbmf"
         return f"{self.saving.value} {self.ratio}" if self.energy is None else f"energy {self.energy}"
+
+    @property
+    def _sought(self) -> float:
+        """What bisection lowers: the fraction that goes, or that of its output's energy that each layer may lose."""
+        return self.ratio if self.energy is None else 1 - self.energy
 
     @property
     def _by_ratio(self) -> bool:
@@ -203,42 +214,63 @@ class Factorize(Pass):
         return made
 
     def _within(
-        self, model: ir.Model, costs: tuple[float, float], context: PassContext, samples: Samples, limit: float
+        self, model: ir.Model, costs: tuple[float, float], context: PassContext, samples: Samples
     ) -> PassResult:
-        asked = f"{limit} {format_spec(self)}"
+        asked = f"{context.max_drop} {format_spec(self)}"
         if model.metadata_props.get(_HELD) == asked:
             return PassResult(False)
-        apart = HeldOut(context.original or clone(model), samples, context.labels, max(self.samples, self.measured))
-        fitting = replace(context, calibration=apart.fitting)
-        plan = self._plan(model, costs[0], fitting)
+        fitting, judge, allowed = self._judge(clone(model), context, samples)
+        context = replace(context, calibration=fitting)
+        plan = self._plan(model, costs[0], context)
 
-        def attempt(ratio: float) -> tuple[ir.Model, PassResult]:
+        def attempt(sought: float) -> tuple[ir.Model, PassResult]:
             variant = clone(model)
-            return variant, self._apply(variant, _moved(plan, model, variant), ratio, costs, fitting)
+            return variant, self._apply(variant, _moved(plan, model, variant), sought, costs, context)
 
-        held = apart.largest(self.ratio, limit, attempt, *(() if self._by_ratio else (1,)))
-        if isinstance(held, float):
-            reason = f"factors cost more than the {100 * limit:.2f} points that are allowed, even for {held:.3f} saved"
+        held = largest(self._sought, attempt, judge, *((1,) if self.vbmf else ()))
+        if isinstance(held, float) or (held.ratio < self._sought and not held.result.changed):
+            reason = f"factors cost more than {allowed}, even for less than {self._sought:.3g} asked"
             return PassResult(False, declined=(*plan.declined, Declined("model", reason)))
-        if held.result.changed:
+        result = held.result
+        if held.ratio < self._sought:
+            reason = f"{held.ratio:.3f} of {self._sought:.3g} asked was done: more costs more than {allowed}"
+            result = replace(result, declined=(*result.declined, Declined("model", reason)))
+        if result.changed:
             model.graph = held.model.graph
             model.metadata_props.clear()
             model.metadata_props.update(held.model.metadata_props)
-            if held.ratio < self.ratio:
+            if held.ratio < self._sought:
                 model.metadata_props[_HELD] = asked
-        return held.result
+                del model.metadata_props[_RECORD + "asked"]
+        return result
+
+    def _judge(
+        self, model: ir.Model, context: PassContext, samples: Samples
+    ) -> tuple[Samples, Callable[[ir.Model], Judged], str]:
+        """Samples to fit to, what judges a variant of `model` by the others, and what is allowed."""
+        wanted, limit = max(self.samples, self.measured), context.max_drop
+        if limit is None:
+            apart = Accumulated(model, samples, wanted, self.model_lost)
+            allowed = f"{100 * self.model_lost:.3g} % of the outputs' energy on held-out samples (model_lost)"
+            return apart.fitting, apart.judge, allowed
+        held_out = HeldOut(context.original or model, samples, context.labels, wanted)
+        allowed = f"the {100 * limit:.2f} points that are allowed"
+        return held_out.fitting, lambda variant: held_out.judge(variant, limit), allowed
 
     def _apply(
-        self, model: ir.Model, plan: _Plan, ratio: float, costs: tuple[float, float], context: PassContext
+        self, model: ir.Model, plan: _Plan, sought: float, costs: tuple[float, float], context: PassContext
     ) -> PassResult:
-        """Factor `model` in place, so that of `costs`, now and at the start, a fraction of the second goes."""
+        """Factor `model` in place, so that of `costs`, now and at the start, a fraction of the second goes.
+
+        sought: as `_sought`.
+        """
         before, start = costs
         if self.vbmf:
             choices = by_noise(plan.candidates)
         elif self.energy is not None:
-            choices = by_energy(plan.candidates, 1 - self.energy)
+            choices = by_energy(plan.candidates, sought)
         else:
-            choices = by_loss(plan.candidates, plan.losses, before - (1 - ratio) * start)
+            choices = by_loss(plan.candidates, plan.losses, before - (1 - sought) * start)
         chosen = [
             (each.layer, choice, mean)
             for each, choice, mean in zip(plan.candidates, choices, plan.means, strict=True)
@@ -270,8 +302,8 @@ class Factorize(Pass):
             "ranks": ", ".join(_described(layer, choice) for layer, choice, _ in chosen),
             f"{self.saving.value}-left": round((before - saved) / start, 4) if start else 1.0,
         }
-        if self._by_ratio and before - saved > (1 - ratio) * start * (1 + _CLOSE):
-            statistics["short-of-target"] = round((before - saved) / start - 1 + ratio, 4)
+        if self._by_ratio and before - saved > (1 - self.ratio) * start * (1 + _CLOSE):
+            statistics["short-of-target"] = round((before - saved) / start - 1 + self.ratio, 4)
         return PassResult(bool(chosen), statistics, tuple(dict.fromkeys(declined)))
 
 

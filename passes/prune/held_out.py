@@ -7,7 +7,7 @@ variant has to hold it there too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,42 @@ class Held:
     result: PassResult
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Whether a limit holds, and what the report says of it."""
+
+    holds: bool
+    statistics: Mapping[str, int | float | str]
+
+
+def held_out_count(count: int, wanted: int) -> int:
+    """How many of `count` samples judge a pass that would like to fit to `wanted`; none of a single one."""
+    return min(max(count - wanted, int(np.ceil(_LEAST * count))), count - 1)
+
+
+def largest(
+    asked: float,
+    attempt: Callable[[float], tuple[ir.Model, PassResult]],
+    judge: Callable[[ir.Model], Judged],
+    trials: int = _TRIALS,
+) -> Held | float:
+    """What holds at the largest ratio up to `asked`, by bisection; the least ratio tried if none does."""
+    low, high = 0.0, asked
+    best: Held | None = None
+    for trial in range(trials):
+        ratio = high if trial == 0 else (low + high) / 2
+        model, result = attempt(ratio)
+        judged = judge(model)
+        if not judged.holds:
+            high = ratio
+            continue
+        statistics = {**result.statistics, "ratio-held": round(ratio, 4), **judged.statistics}
+        low, best = ratio, Held(ratio, model, replace(result, statistics=statistics))
+        if trial == 0:
+            break
+    return high if best is None else best
+
+
 class HeldOut:
     """Samples in two parts.
 
@@ -60,8 +96,7 @@ class HeldOut:
 
     def __init__(self, original: ir.Model, samples: Samples, labels: Array | None, wanted: int) -> None:
         self._samples, self._labels = samples, labels
-        judging = max(len(samples) - wanted, int(np.ceil(_LEAST * len(samples))))
-        self.count = min(judging, len(samples) - 1)
+        self.count = held_out_count(len(samples), wanted)
         self._expected, self._output = predictions(original, samples)
         rows = len(self._expected) // len(samples)
         self._first = (len(samples) - self.count) * rows if self.count else 0
@@ -79,26 +114,18 @@ class HeldOut:
         apart = drop_between(self._expected[self._first :], found[self._first :], self._output, labels)
         return Loss(apart.drop, overall.drop)
 
+    def judge(self, model: ir.Model, limit: float) -> Judged:
+        """Whether `model` loses no more than the limit."""
+        loss = self.loss(model)
+        statistics = {
+            "held-out-samples": self.count,
+            "samples-fitted": len(self.fitting),
+            "drop-held-out": round(loss.held_out, 4),
+        }
+        return Judged(loss.worst <= limit, statistics)
+
     def largest(
-        self, asked: float, limit: float, attempt: Callable[[float], tuple[ir.Model, PassResult]], trials: int = _TRIALS
+        self, asked: float, limit: float, attempt: Callable[[float], tuple[ir.Model, PassResult]]
     ) -> Held | float:
-        """What holds the limit at the largest ratio up to `asked`, by bisection; the least ratio tried if none does."""
-        low, high = 0.0, asked
-        best: Held | None = None
-        for trial in range(trials):
-            ratio = high if trial == 0 else (low + high) / 2
-            model, result = attempt(ratio)
-            loss = self.loss(model)
-            if loss.worst > limit:
-                high = ratio
-                continue
-            judged = {
-                "ratio-held": round(ratio, 4),
-                "held-out-samples": self.count,
-                "samples-fitted": len(self.fitting),
-                "drop-held-out": round(loss.held_out, 4),
-            }
-            low, best = ratio, Held(ratio, model, replace(result, statistics={**result.statistics, **judged}))
-            if trial == 0:
-                break
-        return high if best is None else best
+        """What holds the limit at the largest ratio up to `asked`; the least ratio tried if none does."""
+        return largest(asked, attempt, lambda model: self.judge(model, limit))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from graphopt.analysis.calibration import side_by_side
 from graphopt.analysis.channels import Group, Role
 from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.noise import Noise
+from graphopt.analysis.sample_arrays import Feeds
 from graphopt.analysis.samples import Samples
 from graphopt.errors import UsageError
 from graphopt.ir import clone
@@ -115,20 +116,20 @@ def _spread(count: int) -> list[int]:
 
 def outputs_of(model: ir.Model, samples: Samples) -> list[Mapping[str, Array]]:
     """Of each sample, by name."""
-    return list(_runs(model, samples))
+    return list(runs_of(model, samples))
 
 
 def noise_of(reference: Sequence[Mapping[str, Array]], variant: ir.Model, samples: Samples) -> float:
     """Σ (y − y')² / Σ y² of the outputs of floats, added up over them."""
     noises: dict[str, Noise] = {}
-    for expected, outputs in zip(reference, _runs(variant, samples), strict=True):
+    for expected, outputs in zip(reference, runs_of(variant, samples), strict=True):
         for name, array in outputs.items():
             if array.dtype.kind == "f":
                 noises.setdefault(name, Noise()).add(expected[name], array)
     return sum(each.noise / max(each.signal, 1e-30) for each in noises.values())
 
 
-def _runs(model: ir.Model, samples: Samples) -> Iterator[Mapping[str, Array]]:
+def runs_of(model: ir.Model, samples: Iterable[Feeds]) -> Iterator[Mapping[str, Array]]:
     """The outputs of each sample; as many samples at once as there are processors."""
     at_once = processors()
     with Session(model, threads=1) as session, contextlib.closing(side_by_side(session, samples, at_once)) as runs:

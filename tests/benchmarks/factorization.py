@@ -96,7 +96,7 @@ def measure(
     for method in methods:
         for ratio in asked:
             work = graph_ir.clone(model)
-            options = ",".join(filter(None, (f"ratio={ratio},saving={saving}", METHODS[method])))
+            options = ",".join(filter(None, (f"ratio={ratio},saving={saving},model_lost=1", METHODS[method])))
             start = time.perf_counter()
             result = parse_spec(f"factorize{{{options}}}").run(work, context)
             seconds = time.perf_counter() - start

@@ -380,7 +380,7 @@ def test_a_limit_on_the_loss_is_held_by_saving_less() -> None:
     samples, free, held = gaussian(model, 200), graph_ir.clone(model), graph_ir.clone(model)
     target = TARGETS.find("cortex-a76")
     options: dict[str, Any] = {"ratio": 0.6, "most_lost": 0.9}
-    Factorize(**options).run(free, PassContext(calibration=samples, target=target))
+    Factorize(**options, model_lost=1).run(free, PassContext(calibration=samples, target=target))
     lost = measure_drop(model, free, samples).drop
     assert lost > 0.1
     context = PassContext(calibration=samples, target=target, max_drop=lost / 2)
