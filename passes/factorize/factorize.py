@@ -31,7 +31,7 @@ from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.prune.held_out import HeldOut, Judged, largest
 from graphopt.passes.prune.readers import Reader, observe
-from graphopt.passes.prune.reconstruction import Constraint, Settings, reconstruct
+from graphopt.passes.prune.reconstruction import Constraint, Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec
@@ -85,8 +85,8 @@ class Factorize(Pass):
     sensitivity: Sensitivity = option(
         Sensitivity.OUTPUT, "loss by which layers share out: noise in the output, divergence of class scores, or labels"
     )
-    samples: int = option(256, "of the calibration data, for directions and refitting")
-    patches: int = option(256, "places of a layer that are looked at in each sample")
+    samples: int = option(1024, "of the calibration data, for directions and refitting")
+    places: int = option(65536, "of a layer that are looked at, in all samples together")
     measured: int = option(32, "samples on which sensitivity is measured")
     damping: float = option(0.01, "how much each weight is held to its own value where the data say little")
     exclude: tuple[str, ...] = option((), "names of layers that stay, with * and ?")
@@ -135,7 +135,7 @@ class Factorize(Pass):
                 raise UsageError(f"{name} is {value}, expected {low} to {high}")
         if self.vbmf and self.energy is not None:
             raise UsageError("vbmf and energy both choose the ranks", advice="give one of them")
-        for name in ("samples", "patches", "measured", "multiple"):
+        for name in ("samples", "places", "measured", "multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, expected 1 or more")
@@ -154,6 +154,10 @@ class Factorize(Pass):
     @property
     def _by_ratio(self) -> bool:
         return self.energy is None and not self.vbmf
+
+    def _places_in(self, samples: Samples) -> int:
+        """Of each sample."""
+        return max(1, -(-self.places // max(1, len(samples))))
 
     def _cost_of(self, model: ir.Model, context: PassContext, saving: Saving) -> float:
         """Of the whole model, in what is to be saved. Layers that cannot be factored take the time of their MACs."""
@@ -210,7 +214,7 @@ class Factorize(Pass):
             return {}
         made = {each.node: reader for each in found if (reader := each.reader()) is not None}
         few = context.calibration.first(self.samples)
-        observe(model, made, few, self.patches, context.seed, context.progress)
+        observe(model, made, few, self._places_in(few), context.seed, context.progress)
         return made
 
     def _within(
@@ -286,9 +290,9 @@ class Factorize(Pass):
         for layer, choice, mean in chosen:
             lower(layer.node, layer, choice, mean)
         if self.refit and context.calibration is not None and chosen:
-            settings = Settings(self.patches, self.damping, context.seed)
+            few = affordable(original, model, context.calibration.first(self.samples))
+            settings = Settings(self._places_in(few), self.damping, context.seed)
             constraints = {layer.node: _of_rank(choice.form, choice.rank) for layer, choice, _ in chosen}
-            few = context.calibration.first(self.samples)
             _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints)
             declined += refused
         for layer, choice, _ in chosen:

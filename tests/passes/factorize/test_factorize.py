@@ -432,7 +432,7 @@ def test_random_networks_stay_whole(model: ir.Model, ratio: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
         samples = probe_samples(model, 0, 4)
-        pass_ = Factorize(ratio=ratio, most_lost=0.9, multiple=1, measured=2, patches=16)
+        pass_ = Factorize(ratio=ratio, most_lost=0.9, multiple=1, measured=2, places=64)
         outcome = factored(model, pass_, samples)
     with Session(outcome.after, threads=1) as session:
         for feeds in samples:
