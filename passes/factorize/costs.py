@@ -1,4 +1,4 @@
-"""What a layer costs, or the layers that it becomes, in what is to be saved."""
+"""What products cost, in what is to be saved."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from graphopt.passes.factorize import splitting
 from graphopt.passes.factorize.costs import Product
 from graphopt.passes.factorize.form import Method
-from graphopt.passes.factorize.layers import shape_of
+from graphopt.passes.factorize.layers import Layer, shape_of
 from graphopt.passes.factorize.low_rank import rank_one_rows
 from graphopt.passes.factorize.window_forms import WindowForm
 
@@ -58,15 +58,15 @@ class Cp(WindowForm):
     def nearest(self, matrix: Array, covariance: Array, rank: int) -> Array:
         return _onto(matrix, covariance, rank_one_rows(*self.factors(rank)))
 
-    def products(self, rank: int) -> Sequence[Product]:
+    def products(self, rank: int, use: Layer) -> Sequence[Product]:
         outputs = len(self.layer.matrix)
-        batch, channels, height, width = shape_of(self.layer.node.inputs[0])
-        _, _, high, wide = shape_of(self.layer.node.outputs[0])
+        batch, channels, height, width = shape_of(use.node.inputs[0])
+        _, _, high, wide = shape_of(use.node.outputs[0])
         return (
             Product(rank, channels, batch * height * width),
             Product(rank, self.window[0], batch * high * width, width),
             Product(rank, self.window[1], batch * high * wide, wide),
-            Product(outputs, rank, self.layer.places),
+            Product(outputs, rank, use.places),
         )
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:

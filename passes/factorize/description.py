@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.factorize.costs import Saving, cost_of
+from graphopt.passes.factorize.costs import Saving
+from graphopt.passes.factorize.form import now_costs, would_cost
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
@@ -58,10 +59,8 @@ def describe_ranks(model: ir.Model, kernels: Kernels) -> tuple[LayerRanks, ...]:
         form = Svd(layer, directions(layer.matrix, None))
         outputs, features = layer.matrix.shape
         outside = [min(form.lost(rank), 1.0) for rank in range(layer.full_rank + 1)]
-        now = cost_of([layer.product], kernels, Saving.TIME)
-        paying = [
-            rank for rank in range(1, layer.full_rank) if cost_of(form.products(rank), kernels, Saving.TIME) < now
-        ]
+        now = now_costs(layer, kernels, Saving.TIME)
+        paying = [rank for rank in range(1, layer.full_rank) if would_cost(form, rank, kernels, Saving.TIME) < now]
         points = np.rint(np.linspace(0, layer.full_rank, POINTS)).astype(int)
         described.append(
             LayerRanks(
@@ -80,10 +79,8 @@ def describe_ranks(model: ir.Model, kernels: Kernels) -> tuple[LayerRanks, ...]:
 
 def _saving(energy: float, outside: Sequence[float], form: Svd, kernels: Kernels) -> RankSaving:
     rank = next((rank for rank, lost in enumerate(outside) if rank and lost <= 1 - energy), form.full_rank)
-    params = 1 - cost_of(form.products(rank), kernels, Saving.BYTES) / cost_of(
-        [form.layer.product], kernels, Saving.BYTES
-    )
+    params = 1 - would_cost(form, rank, kernels, Saving.BYTES) / now_costs(form.layer, kernels, Saving.BYTES)
     if form.layer.lookup:
         return RankSaving(energy, rank, None, params)
-    macs = 1 - cost_of(form.products(rank), kernels, Saving.MACS) / form.layer.macs
+    macs = 1 - would_cost(form, rank, kernels, Saving.MACS) / form.layer.macs
     return RankSaving(energy, rank, macs, params)

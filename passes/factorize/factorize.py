@@ -21,14 +21,15 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
 from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.accumulated import Accumulated
-from graphopt.passes.factorize.costs import Saving, cost_of
-from graphopt.passes.factorize.form import Form, Method
+from graphopt.passes.factorize.costs import Saving
+from graphopt.passes.factorize.form import Form, Method, now_costs
 from graphopt.passes.factorize.forms import forms_of
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer, layers
-from graphopt.passes.factorize.low_rank import Directions, directions
+from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
+from graphopt.passes.factorize.sharing import split_all, spread_of
 from graphopt.passes.prune.held_out import HeldOut, Judged, largest
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Constraint, Settings, affordable, reconstruct
@@ -47,12 +48,12 @@ _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
 class _Plan:
     """The layers that may be factored, with what each rank costs the model's output, and the rest with reasons.
 
-    means: of each candidate's columns, where a bias may take up what is lost of them.
+    means: of the columns of each candidate's uses, where a bias may take up what is lost of them.
     """
 
     candidates: tuple[Candidate, ...]
     losses: tuple[Array, ...]
-    means: tuple[Array | None, ...]
+    means: tuple[tuple[Array | None, ...], ...]
     declined: tuple[Declined, ...]
 
 
@@ -168,7 +169,7 @@ class Factorize(Pass):
             return float(whole.weight_bytes)
         found, _ = layers(model.graph, ())
         kernels = _kernels(context)
-        known = cost_of([each.product for each in found], kernels, Saving.TIME)
+        known = sum(now_costs(each, kernels, Saving.TIME) for each in found)
         return known + kernels.of_products(max(whole.macs - sum(each.macs for each in found), 0))
 
     def _plan(self, model: ir.Model, whole: float, context: PassContext) -> _Plan:
@@ -180,14 +181,14 @@ class Factorize(Pass):
         limits = Limits(multiple, self.most_lost, slower)
         candidates, means = [], []
         for each in found:
-            reader = observed.get(each.node)
-            covariance, mean = _spread(each, reader)
-            if reader is None and context.calibration is not None and self.whitened and not each.lookup:
+            spread = spread_of(each, observed)
+            if spread.covariance is None and context.calibration is not None and self.whitened and not each.lookup:
                 declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
-            along = _directions(each, reader, covariance) if self.whitened else directions(each.matrix, None)
+            covariance = spread.covariance if self.whitened else None
+            along = directions(each.matrix, covariance, spread.common if self.whitened else None)
             result = candidate(
                 each,
-                forms_of(each, self.method, covariance if self.whitened else None, along),
+                forms_of(each, self.method, covariance, along),
                 kernels,
                 self.saving,
                 limits,
@@ -200,7 +201,7 @@ class Factorize(Pass):
                 declined.append(Declined(each.name, result))
             else:
                 candidates.append(result)
-                means.append(mean)
+                means.append(spread.means)
         if context.calibration is not None and self._by_ratio:
             few = context.calibration.first(self.measured)
             measure = measure_of(model, few, self.sensitivity, context.labels)
@@ -212,7 +213,8 @@ class Factorize(Pass):
     def _observed(self, model: ir.Model, found: Sequence[Layer], context: PassContext) -> dict[ir.Node, Reader]:
         if context.calibration is None:
             return {}
-        made = {each.node: reader for each in found if (reader := each.reader()) is not None}
+        uses = [use for each in found for use in each.uses]
+        made = {use.node: reader for use in uses if (reader := use.reader()) is not None}
         few = context.calibration.first(self.samples)
         observe(model, made, few, self._places_in(few), context.seed, context.progress)
         return made
@@ -276,8 +278,8 @@ class Factorize(Pass):
         else:
             choices = by_loss(plan.candidates, plan.losses, before - (1 - sought) * start)
         chosen = [
-            (each.layer, choice, mean)
-            for each, choice, mean in zip(plan.candidates, choices, plan.means, strict=True)
+            (each.layer, choice, means)
+            for each, choice, means in zip(plan.candidates, choices, plan.means, strict=True)
             if choice is not None
         ]
         declined = list(plan.declined)
@@ -287,16 +289,19 @@ class Factorize(Pass):
             if choice is None
         ]
         original = clone(model)
-        for layer, choice, mean in chosen:
-            lower(layer.node, layer, choice, mean)
+        for layer, choice, means in chosen:
+            lower([use.node for use in layer.uses], layer, choice, means)
         if self.refit and context.calibration is not None and chosen:
             few = affordable(original, model, context.calibration.first(self.samples))
             settings = Settings(self._places_in(few), self.damping, context.seed)
-            constraints = {layer.node: _of_rank(choice.form, choice.rank) for layer, choice, _ in chosen}
-            _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints)
+            constraints = {
+                layer.node: _of_rank(choice.form, choice.rank) for layer, choice, _ in chosen if not layer.sharing
+            }
+            fixed = [use.node for layer, _, _ in chosen for use in layer.sharing]
+            _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints, fixed)
             declined += refused
         for layer, choice, _ in chosen:
-            choice.form.split(model.graph, layer.node, choice.rank)
+            split_all(model.graph, [use.node for use in layer.uses], choice.form, choice.rank)
         saved = sum(choice.saved for _, choice, _ in chosen)
         if chosen:
             model.metadata_props.setdefault(_RECORD + self.saving.value, repr(start))
@@ -317,26 +322,10 @@ def _kernels(context: PassContext) -> Kernels:
     return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
 
 
-def _spread(layer: Layer, reader: Reader | None) -> tuple[Array | None, Array | None]:
-    """G of what the layer reads, and the mean that its bias takes up: G is about it."""
-    if reader is None:
-        return None, None
-    if not layer.biased:
-        return reader.gram[0], None
-    mean: Array = reader.mean[0]
-    centred = reader.gram[0] - np.outer(mean, mean)
-    return centred, mean
-
-
-def _directions(layer: Layer, reader: Reader | None, covariance: Array | None) -> Directions:
-    """Of the layer's output; G of one that has no bias is not about the mean."""
-    mean = None if reader is None or layer.biased else reader.mean[0]
-    return directions(layer.matrix, covariance, mean)
-
-
 def _described(layer: Layer, choice: Choice) -> str:
     kind = "" if choice.form.method is Method.SVD else f" {choice.form.method.value}"
-    return f"{layer.name}{kind} {choice.rank} of {choice.form.full_rank}"
+    shared = f" of {len(layer.sharing)} layers" if layer.sharing else ""
+    return f"{layer.name}{shared}{kind} {choice.rank} of {choice.form.full_rank}"
 
 
 def _of_rank(form: Form, rank: int) -> Constraint:
@@ -349,5 +338,9 @@ def _of_rank(form: Form, rank: int) -> Constraint:
 def _moved(plan: _Plan, model: ir.Model, copy: ir.Model) -> _Plan:
     """The plan about the same nodes of a copy."""
     nodes: Mapping[ir.Node, ir.Node] = dict(zip(model.graph, copy.graph, strict=True))
-    moved = tuple(replace(each, layer=replace(each.layer, node=nodes[each.layer.node])) for each in plan.candidates)
+
+    def there(layer: Layer) -> Layer:
+        return replace(layer, node=nodes[layer.node], sharing=tuple(map(there, layer.sharing)))
+
+    moved = tuple(replace(each, layer=there(each.layer)) for each in plan.candidates)
     return replace(plan, candidates=moved)

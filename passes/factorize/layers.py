@@ -6,11 +6,13 @@ r channels and a 1×1 convolution from these (X. Zhang and others, Accelerating 
 An LSTM, GRU or RNN multiplies its whole input by W before the loop over time: that product is the layer, of all gates
 and directions at once. R is in the loop, where a second product would wait for the first: it stays. An embedding, a
 Gather of rows of a table, is W times one-hot columns: a table of r columns, and a product. That saves bytes, not time.
+
+Nodes that read one weight in the same way are one layer: they get the same factors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -40,6 +42,7 @@ class Layer:
     winograd: whether it is a window that Winograd's algorithm serves.
     biased: whether a constant takes up a mean, or may.
     lookup: whether it is an embedding.
+    sharing: where several nodes read the weight, each of them by itself, this one first.
     """
 
     node: ir.Node
@@ -49,6 +52,12 @@ class Layer:
     winograd: bool
     biased: bool
     lookup: bool = False
+    sharing: tuple[Layer, ...] = ()
+
+    @property
+    def uses(self) -> tuple[Layer, ...]:
+        """Each node by itself."""
+        return self.sharing or (self,)
 
     @property
     def weight_index(self) -> int:
@@ -68,8 +77,8 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one run."""
-        return 0 if self.lookup else int(self.matrix.size) * self.places
+        """Multiply-accumulates of one run, of all nodes."""
+        return 0 if self.lookup else int(self.matrix.size) * sum(each.places for each in self.uses)
 
     @property
     def product(self) -> Product:
@@ -88,19 +97,53 @@ class Layer:
 
 def layers(graph: ir.Graph, exclude: tuple[str, ...]) -> tuple[list[Layer], list[Declined]]:
     """The layers of the main graph that have a constant matrix, and those of them that must stay, with reasons."""
-    found, declined = [], []
+    found: dict[ir.Node, Layer] = {}
+    declined: dict[ir.Node, str] = {}
+    shared: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
         if not is_standard(node, "Conv", "Gemm", "MatMul", "Gather", *RECURRENT):
             continue
         weight, index = _weight(node)
-        if weight is None:
+        value = node.inputs[index]
+        if weight is None or value is None:
             continue
-        reason = _why_not(node, weight, index, exclude)
-        if reason:
-            declined.append(Declined(layer_name(node), reason))
+        if reason := _why_not(node, weight, index, exclude):
+            declined[node] = reason
+            continue
+        found[node] = _layer(node, weight)
+        if len(value.uses()) > 1:
+            shared.setdefault(value, []).append(node)
+    for value, nodes in shared.items():
+        if reason := _conflict(value, nodes):
+            declined |= dict.fromkeys(nodes, reason)
         else:
-            found.append(_layer(node, weight))
-    return found, declined
+            parts = tuple(found[node] for node in nodes)
+            found[nodes[0]] = replace(parts[0], sharing=parts)
+            for node in nodes[1:]:
+                del found[node]
+    reasons = [Declined(layer_name(node), reason) for node, reason in declined.items()]
+    return [layer for node, layer in found.items() if node not in declined], reasons
+
+
+def _conflict(value: ir.Value, nodes: list[ir.Node]) -> str:
+    """Why the nodes that read `value` cannot have the same factors; `nodes` may have some."""
+    others = [use.node for use in value.uses() if use.node not in nodes]
+    if others or value.is_graph_output():
+        what = f"'{layer_name(others[0])}', which stays" if others else "the model's outputs"
+        return f"its weight is shared with {what}"
+    other = next((node for node in nodes if _kind(node) != _kind(nodes[0])), None)
+    if other is None:
+        return ""
+    return (
+        f"its weight is shared by '{layer_name(nodes[0])}' and '{layer_name(other)}', which read it in different ways"
+    )
+
+
+def _kind(node: ir.Node) -> tuple[str, bool]:
+    """Nodes of the same kind have the same matrix for the same weight, and split into factors of the same shapes."""
+    if node.op_type in ("Gemm", "MatMul"):
+        return "product", node.attributes.get_int("transB", 0) != 0
+    return node.op_type, node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
 
 
 def _weight(node: ir.Node) -> tuple[Array | None, int]:
@@ -118,7 +161,6 @@ def _weight(node: ir.Node) -> tuple[Array | None, int]:
 
 
 def _why_not(node: ir.Node, weight: Array, index: int, exclude: tuple[str, ...]) -> str:
-    value = node.inputs[index]
     if any(fnmatchcase(str(node.name), pattern) for pattern in exclude):
         return "excluded by the options"
     if MARK in node.metadata_props:
@@ -133,8 +175,6 @@ def _why_not(node: ir.Node, weight: Array, index: int, exclude: tuple[str, ...])
         return "its channels are in groups, whose matrices are small"
     if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
         return "its first operand is transposed"
-    if value is not None and len(value.uses()) > 1:
-        return "its weight is shared with another layer"
     if any(static_shape(each) is None for each in (node.inputs[0], node.inputs[1], _result(node))):
         return "its shape is not known"
     if min(_matrix(node, weight).shape) < _LEAST:

@@ -70,12 +70,12 @@ def directions(matrix: Array, covariance: Array | None, mean: Array | None = Non
     Args:
         matrix: W, [outputs, features].
         covariance: G, [features, features]; None for I.
-        mean: of the input, where G is not about it.
+        mean: of the input, where G is not about it; or [parts, features] whose squares add up.
     """
     wide = matrix.astype(np.float64)
     spread = wide @ wide.T if covariance is None else wide @ covariance @ wide.T
     energy, vectors = np.linalg.eigh((spread + spread.T) / 2)
-    constant = 0.0 if mean is None else float(np.square(wide @ mean).sum())
+    constant = 0.0 if mean is None else float(np.square(wide @ mean.T).sum())
     return Directions(vectors[:, ::-1], np.maximum(energy[::-1], 0.0), max(float(np.trace(spread)) - constant, 0.0))
 
 

@@ -45,11 +45,11 @@ class Svd:
     def nearest(self, matrix: Array, covariance: Array, rank: int) -> Array:
         return directions(matrix, covariance).projected(matrix, rank)
 
-    def products(self, rank: int) -> Sequence[Product]:
+    def products(self, rank: int, use: Layer) -> Sequence[Product]:
         layer = self.layer
         outputs, features = layer.matrix.shape
-        first = Product(rank, features, layer.places, layer.line, layer.winograd, layer.lookup)
-        return (first, Product(outputs, rank, layer.places))
+        first = Product(rank, features, use.places, use.line, use.winograd, use.lookup)
+        return (first, Product(outputs, rank, use.places))
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
         if self.layer.lookup:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.passes.factorize.costs import Saving, cost_of
-from graphopt.passes.factorize.form import Form, Method
+from graphopt.passes.factorize.costs import Saving
+from graphopt.passes.factorize.form import Form, Method, now_costs, would_cost
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.factorize.layers import Layer
 from graphopt.passes.factorize.vbmf import evbmf_rank
@@ -78,10 +78,10 @@ def candidate(layer: Layer, forms: Sequence[Form], kernels: Kernels, saving: Sav
 def _choices(layer: Layer, form: Form, kernels: Kernels, saving: Saving, limits: Limits) -> list[Choice] | str:
     step = limits.multiple if form.full_rank >= 2 * limits.multiple else 1
     most_lost = limits.most_lost
-    now, whole = (cost_of([layer.product], kernels, kind) for kind in (Saving.TIME, saving))
+    now, whole = (now_costs(layer, kernels, kind) for kind in (Saving.TIME, saving))
 
     def cost(rank: int, kind: Saving) -> float:
-        return cost_of(form.products(rank), kernels, kind)
+        return would_cost(form, rank, kernels, kind)
 
     cheaper = [
         rank
@@ -89,7 +89,7 @@ def _choices(layer: Layer, form: Form, kernels: Kernels, saving: Saving, limits:
         if cost(rank, Saving.TIME) < now + limits.slower and cost(rank, saving) < whole
     ]
     if not cheaper:
-        least, factors = cost(step, Saving.TIME), len(form.products(step))
+        least, factors = cost(step, Saving.TIME), len(form.products(step, layer))
         count = {2: "two", 3: "three", 4: "four"}[factors]
         return f"{count} factors of rank {step} take an estimated {least:,.0f} cycles, and the layer {now:,.0f}"
     if (lost := form.lost(cheaper[-1])) > most_lost:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt.ir import clone
 from graphopt.ir.reading import constant
-from graphopt.passes.cleanup.constants import set_constant
+from graphopt.passes.cleanup.constants import remove_unused_constant, set_constant
 from graphopt.passes.factorize.form import Method
 from graphopt.passes.factorize.layers import Layer
 from graphopt.passes.factorize.ranks import Candidate, Choice
@@ -30,7 +30,7 @@ _MEASURED = 3  # ranks of a form
 def losses(
     model: ir.Model,
     candidates: Sequence[Candidate],
-    means: Sequence[Array | None],
+    means: Sequence[Sequence[Array | None]],
     measure: Callable[[ir.Model], float],
     progress: Progress,
 ) -> list[Array]:
@@ -38,7 +38,7 @@ def losses(
 
     Args:
         model: left as it is.
-        means: of each candidate's columns, where its bias may take up what is lost of them.
+        means: of the columns of each candidate's uses, where a bias may take up what is lost of them.
         measure: the loss of a variant of the model.
     """
     places = {node: number for number, node in enumerate(model.graph)}
@@ -49,7 +49,8 @@ def losses(
         for level in levels:
             progress(done, total, f"sensitivity of {each.layer.name}")
             variant = clone(model)
-            lower(list(variant.graph)[places[each.layer.node]], each.layer, each.choices[level], mean)
+            nodes = list(variant.graph)
+            lower([nodes[places[use.node]] for use in each.layer.uses], each.layer, each.choices[level], mean)
             measured[level] = measure(variant)
             done += 1
         found.append(_interpolated(each, measured))
@@ -84,20 +85,26 @@ def _interpolated(each: Candidate, measured: Mapping[int, float]) -> Array:
     return found
 
 
-def lower(node: ir.Node, layer: Layer, choice: Choice, mean: Array | None) -> None:
-    """Give `node`, which stands for the layer's, the matrix that is chosen."""
-    index = layer.weight_index
-    before = constant(node.inputs[index])
+def lower(nodes: Sequence[ir.Node], layer: Layer, choice: Choice, means: Sequence[Array | None]) -> None:
+    """Give `nodes`, which stand for the layer's uses, the matrix that is chosen: one weight for all."""
+    index, matrix = layer.weight_index, layer.matrix
+    before = constant(nodes[0].inputs[index])
     if before is None:
         return
-    matrix = layer.matrix
     lowered = choice.form.projected(matrix, choice.rank)
-    weight = lowered.T if layer.lookup else from_matrix(node, lowered[None], before.shape)
-    set_constant(node, index, np.ascontiguousarray(weight, np.float32))
-    if mean is None:
-        return
+    weight = lowered.T if layer.lookup else from_matrix(nodes[0], lowered[None], before.shape)
+    set_constant(nodes[0], index, np.ascontiguousarray(weight, np.float32))
+    old = nodes[-1].inputs[index]
+    for node, mean in zip(nodes, means, strict=True):
+        node.replace_input_with(index, nodes[0].inputs[index])
+        if mean is not None:
+            _shift_bias(node, (matrix - lowered) @ mean)
+    if old is not None:
+        remove_unused_constant(old)
+
+
+def _shift_bias(node: ir.Node, shift: Array) -> None:
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    shift = (matrix - lowered) @ mean
     if bias is None:
         set_constant(node, 2, shift.astype(np.float32), base=f"{node.outputs[0].name}/bias")
     elif bias.size == shift.size:

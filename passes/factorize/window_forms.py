@@ -83,14 +83,14 @@ class Spatial(WindowForm):
         found = directions(rows, _of_columns(covariance, self.window))
         return unfolded(found.projected(rows, rank), self.window)
 
-    def products(self, rank: int) -> Sequence[Product]:
+    def products(self, rank: int, use: Layer) -> Sequence[Product]:
         outputs, features = self.layer.matrix.shape
-        batch, _, _, width = shape_of(self.layer.node.inputs[0])
-        _, _, height, line = shape_of(self.layer.node.outputs[0])
+        batch, _, _, width = shape_of(use.node.inputs[0])
+        _, _, height, line = shape_of(use.node.outputs[0])
         wide = self.window[1]
         return (
             Product(rank, features // wide, batch * height * width, width),
-            Product(outputs, rank * wide, self.layer.places, line),
+            Product(outputs, rank * wide, use.places, line),
         )
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
@@ -130,14 +130,14 @@ class Tucker2(WindowForm):
         result: Array = kept.transpose(1, 0, 2).reshape(matrix.shape)
         return result
 
-    def products(self, rank: int) -> Sequence[Product]:
+    def products(self, rank: int, use: Layer) -> Sequence[Product]:
         layer, inner = self.layer, self.inner(rank)
         outputs = len(layer.matrix)
-        batch, channels, *size = shape_of(layer.node.inputs[0])
+        batch, channels, *size = shape_of(use.node.inputs[0])
         return (
             Product(inner, channels, batch * math.prod(size)),
-            Product(rank, inner * math.prod(self.window), layer.places, layer.line, layer.winograd),
-            Product(outputs, rank, layer.places),
+            Product(rank, inner * math.prod(self.window), use.places, use.line, use.winograd),
+            Product(outputs, rank, use.places),
         )
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
@@ -166,12 +166,12 @@ class Decoupled(WindowForm):
     def nearest(self, matrix: Array, covariance: Array, rank: int) -> Array:
         return _each_channel(_channel_directions(matrix, covariance, self.window), matrix, rank)
 
-    def products(self, rank: int) -> Sequence[Product]:
+    def products(self, rank: int, use: Layer) -> Sequence[Product]:
         layer = self.layer
         made = len(self.channels) * rank
         return (
-            Product(made, math.prod(self.window), layer.places, layer.line),
-            Product(len(layer.matrix), made, layer.places),
+            Product(made, math.prod(self.window), use.places, use.line),
+            Product(len(layer.matrix), made, use.places),
         )
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:

@@ -16,7 +16,7 @@ is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def reconstruct(
     settings: Settings,
     progress: Progress,
     constraints: Mapping[ir.Node, Constraint] | None = None,
+    fixed: Collection[ir.Node] = (),
 ) -> tuple[int, tuple[Declined, ...]]:
     """Refit the layers of `pruned`, in place; how many, and which were left as they are.
 
@@ -71,6 +72,7 @@ def reconstruct(
         pruned: the same without the units that go: its nodes stand in the same order, with the same names of values.
         kept: bool [found.count], the units that are left; None, as `found`, where all are.
         constraints: what matrices nodes of `pruned` may have that are refitted in any case, from W of `original`.
+        fixed: nodes of `pruned` that keep the weight that they share.
     """
     constraints = constraints or {}
     few = affordable(original, pruned, samples)
@@ -96,6 +98,8 @@ def reconstruct(
         reason = "" if new.op_type in RECURRENT else why_not(new, 1, weight)
         if not reason and to_matrix(new, weight).shape[-1] > MOST_FEATURES:
             reason = f"it sums over more than {MOST_FEATURES} numbers"
+        if new in fixed:
+            reason = "its weight is shared"
         if reason:
             declined.append(Declined(new.name or new.op_type, f"it is not refitted: {reason}"))
             continue

@@ -87,7 +87,7 @@ def test_the_graph_computes_what_the_form_projects_to(method: Method, rank: int)
     node = next(iter(model.graph))
     expected.graph.initializers["b"].const_value = model.graph.initializers["b"].const_value
     model.graph.initializers["w"].const_value = expected.graph.initializers["w"].const_value
-    products = form.products(rank)
+    products = form.products(rank, form.layer)
     form.split(model.graph, node, rank)
     x = RNG.normal(size=(2, 5, 7, 6)).astype(np.float32)
     np.testing.assert_allclose(outputs(model, {"x": x})["y"], outputs(expected, {"x": x})["y"], atol=1e-4)
