@@ -93,8 +93,16 @@ def network() -> Any:
 
 
 @pytest.mark.emulation
-@pytest.mark.parametrize("name", ["cortex-a76", "cortex-a72"])
-def test_arm_gives_the_bits_of_the_host(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [
+        ("cortex-a76", None),  # sdot
+        ("cortex-a72", None),  # neither
+        ("cortex-a710", None),  # smmla, weights packed for it
+        ("arm", "max,sve-default-vector-length=16,sme=off"),  # smmla of a variant, weights packed for all
+    ],
+)
+def test_arm_gives_the_bits_of_the_host(name: str, processor: str | None, tmp_path: Path) -> None:
     model = network()
     assert prepare(model).meta[LEFT_IN_FLOAT] == []
     x = np.random.default_rng(1).integers(-128, 128, SHAPE, np.int8)
@@ -106,7 +114,8 @@ def test_arm_gives_the_bits_of_the_host(name: str, tmp_path: Path) -> None:
     program = tmp_path / "example"
     build_program(bundle.example, target, bundle.include, bundle.static, program)
     (tmp_path / "x.bin").write_bytes(x.tobytes())
-    run_program((*launcher(target), str(program), "-o", str(tmp_path), str(tmp_path / "x.bin")))
+    command = launcher(target) if processor is None else (launcher(target)[0], "-cpu", processor)
+    run_program((*command, str(program), "-o", str(tmp_path), str(tmp_path / "x.bin")))
     for i, spec in enumerate(bundle.outputs):
         found = np.frombuffer((tmp_path / f"output_{i}.bin").read_bytes(), np.int8).reshape(spec.shape)
         np.testing.assert_array_equal(found, expected[spec.name])

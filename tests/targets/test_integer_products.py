@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from graphopt import ir as gir
 from graphopt.analysis.execution import Session
 from graphopt.targets.tvm.preparation import prepare
+from graphopt.targets.tvm.quantized import conversion
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from tests.passes.harness import parse
 from tests.targets import compiled
@@ -82,6 +83,24 @@ def test_convolutions_are_bit_exact(data: Any) -> None:
     sums = convolution_sums(x, weights, qx.zero_point, strides, pads, dilations, group)
     sums = sums if bias is None else sums + bias
     check(model, x, np.moveaxis(_expected(sums, qx, weight_scale, qy, clip), -1, 1))
+
+
+@pytest.mark.parametrize("channels", [3, 4, 8, 9, 17, 28])
+def test_weights_packed_by_eight_give_the_bits_of_those_packed_by_four(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(channels)
+    qx, qy = Activation(np.int8, 0.05, 3), Activation(np.int8, 0.5, -7)
+    x = values(random, np.int8, (1, channels, 5, 7), False)
+    weights = values(random, np.int8, (21, channels, 3, 3), False)
+    model = layer_model(
+        "Conv", x, qx, weights, random.uniform(0.001, 0.01, 21).astype(np.float32), None, qy, weight_axis=0,
+        pads=(1, 0, 0, 1),
+    )  # fmt: skip
+    by_four = compiled.run(model, {"x": x})["y"]
+    assert len(np.unique(by_four)) > 5
+    monkeypatch.setattr(conversion, "takes_octets", lambda target: True)
+    np.testing.assert_array_equal(compiled.run(model, {"x": x})["y"], by_four)
 
 
 @FEW

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.targets.tvm.kernels.shares import busiest, equal_parts
+from graphopt.targets.tvm.kernels.shares import busiest, equal_parts, tiles
 
 
 @settings(max_examples=25, deadline=None)
@@ -28,3 +28,17 @@ def test_images_of_few_channels_are_shared_by_pixels(width: int, costs: list[int
 
 def test_many_channels_need_no_cut() -> None:
     assert equal_parts(49, 6, [16] * 80) == 1
+
+
+@given(st.integers(1, 300), st.integers(1, 6), st.sampled_from([1, 2]))
+def test_tiles_cover_an_axis_once_and_are_of_nearly_one_size(extent: int, most: int, together: int) -> None:
+    runs = tiles(extent, most * together, together)
+    covered = 0
+    for first, count, size in runs:
+        assert first == covered and count > 0 and 0 < size <= most * together
+        covered += count * size
+    assert covered == extent
+    assert sum(count for _, count, _ in runs) == -(-extent // (most * together))
+    sizes = [-(-size // together) for _, _, size in runs]  # the last tile may lack what makes its operand whole
+    assert max(sizes) - min(sizes) <= 1
+    assert all(size % together == 0 for _, _, size in runs[:-1])

@@ -54,12 +54,17 @@ def describe(kernel: Any) -> str:
     return json.dumps([type(kernel).__name__, asdict(kernel)])
 
 
+def read(description: str) -> Any:
+    """What `describe` was given."""
+    name, fields = json.loads(description)
+    parts = {key: _PARTS[key](**_tuples(value)) if key in _PARTS else value for key, value in fields.items()}
+    return KINDS[name][0](**_tuples(parts))
+
+
 def emit(description: str, instructions: Instructions = Instructions.PORTABLE) -> tirx.PrimFunc:
     """The kernel of a description."""
-    name, fields = json.loads(description)
-    kind, kernel = KINDS[name]
-    parts = {key: _PARTS[key](**_tuples(value)) if key in _PARTS else value for key, value in fields.items()}
-    return kernel(kind(**_tuples(parts)), instructions).with_attr(INTEGER, description)
+    kernel = read(description)
+    return KINDS[type(kernel).__name__][1](kernel, instructions).with_attr(INTEGER, description)
 
 
 def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:

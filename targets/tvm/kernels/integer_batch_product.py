@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from graphopt.targets.tvm.kernels.integer_product import GROUP, PANEL, IntegerProduct, Tile, most_rows
+from graphopt.targets.tvm.kernels.integer_product import GROUP, PANEL, IntegerProduct, Tile
 from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     ROUNDER_BITS,
@@ -29,6 +29,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     splat,
     vector,
 )
+from graphopt.targets.tvm.kernels.shares import tiles
 from graphopt.targets.tvm.kernels.window import Window
 
 VECTOR = 16  # bytes
@@ -108,24 +109,16 @@ def batch_product_kernel(kernel: IntegerBatchProduct, instructions: Instructions
 
 def _for_tiles(kernel: IntegerBatchProduct, tile: _BatchTile, place: Operand, parallel: bool) -> None:
     """Emit a loop over tasks, a panel of columns of a product each, and loops over tiles of rows of nearly one size."""
-    panels, most = tile.product.panels, most_rows(tile.instructions)
+    panels, form = tile.product.panels, tile.form
     whole, rest = divmod(kernel.columns, PANEL)
-    tiles = -(-kernel.rows // most)
-    small, more = divmod(kernel.rows, tiles)
 
     def rows_of(number: Any, panel: Any, columns: int) -> None:
         begin = T.Bind(_begin(kernel, number, place))
-
-        def run_tiles(first: int, count: int, size: int) -> None:
-            if count == 0:
-                return
+        for first, count, size in tiles(kernel.rows, form.rows, form.together):
             with T.serial(index(count)) as block:
                 row = block * size + first
                 start = begin + row * place.row
                 tile.emit(start, place.row, number * kernel.rows + row, number * panels + panel, columns, size)
-
-        run_tiles(0, more, small + 1)
-        run_tiles(more * (small + 1), tiles - more, small)
 
     with (T.parallel if parallel else T.serial)(index(kernel.batches * panels)) as task:
         number, panel = task // panels, task % panels
@@ -291,7 +284,7 @@ class _Packing:
 
 def _add_bytes(sums: Any, sixteen: Any, instructions: Instructions) -> Any:
     """Sums, int32x4, with four neighbouring int8 of 16 added to each."""
-    if instructions is Instructions.DOTPROD:
+    if instructions.has_sdot:
         ones = splat(tirx.const(1, "int8"), VECTOR)
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, sixteen, ones)
     if instructions is Instructions.NEON:

@@ -86,7 +86,7 @@ def depthwise_kernel(depthwise: IntegerDepthwise, instructions: Instructions) ->
         multipliers = T.arg("multipliers", T.buffer((channels,), "float32", layout=None))
         y = T.arg("y", T.buffer((math.prod(window.output) * channels,), "int8", layout=None))
         source, image = padded_input(window, x, overrun=0)
-        by_dots = instructions is Instructions.DOTPROD and depthwise.taps > 1 and channels >= PART
+        by_dots = instructions.has_sdot and depthwise.taps > 1 and channels >= PART
         row = _Row(depthwise, instructions, source, weights, bias, multipliers, y)
         dots = _Dots(row, zipped_weights(Groups(window), channels, weights, WIDEST)) if by_dots else None
         height, width = window.output[0] * window.output[1], window.output[2]

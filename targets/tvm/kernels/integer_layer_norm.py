@@ -117,7 +117,7 @@ def _sums(x: Any, start: Any, length: int, instructions: Instructions) -> tuple[
 
 def _add_products(sums: Any, a: Any, b: Any, instructions: Instructions) -> Any:
     """Sums, int32x4, with the products of 16 int8 added, in any order."""
-    if instructions is Instructions.DOTPROD:
+    if instructions.has_sdot:
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, a, b)
     products = T.Bind(tirx.Cast("int16x16", a) * tirx.Cast("int16x16", b))
     for j in range(0, VECTOR, LANES):

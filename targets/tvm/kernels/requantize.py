@@ -34,13 +34,20 @@ class Instructions(StrEnum):
     PORTABLE = "portable"  # vectors that LLVM maps to what there is
     NEON = "neon"  # AArch64 without the dot product
     DOTPROD = "dotprod"  # AArch64 with sdot
+    I8MM = "i8mm"  # and with smmla
+
+    @property
+    def has_sdot(self) -> bool:
+        return self in (Instructions.DOTPROD, Instructions.I8MM)
 
 
 def instructions_of(target: TargetDescription) -> Instructions:
     """The best that a core has."""
     if not target.triple.startswith(("aarch64", "arm64")):
         return Instructions.PORTABLE
-    return Instructions.DOTPROD if "dotprod" in target.features else Instructions.NEON
+    if "dotprod" not in target.features:
+        return Instructions.NEON
+    return Instructions.I8MM if "i8mm" in target.features else Instructions.DOTPROD
 
 
 @dataclass(frozen=True)

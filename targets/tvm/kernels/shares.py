@@ -32,6 +32,27 @@ def equal_parts(width: int, tile: int, costs: Sequence[int]) -> int:
     return best
 
 
+def tiles(extent: int, most: int, together: int = 1) -> list[tuple[int, int, int]]:
+    """Runs of tiles of one size that cover `extent` pixels: (first pixel, tiles, pixels of each).
+
+    Sizes are multiples of `together`, but for the last tile, and differ by no more.
+
+    Args:
+        most: pixels of a tile; a multiple of `together`.
+    """
+    units = -(-extent // together)
+    count = -(-units // (most // together))
+    small, more = divmod(units, count)
+    runs = [(0, more, (small + 1) * together), (more * (small + 1) * together, count - more, small * together)]
+    first, number, size = next(run for run in reversed(runs) if run[1])
+    lacking = units * together - extent  # in the last tile
+    if lacking:
+        runs = [*(run for run in runs if run[0] < first), (first, number - 1, size)]
+        begin = first + (number - 1) * size
+        runs.append((begin, 1, extent - begin))
+    return [run for run in runs if run[1] and run[2]]
+
+
 def busiest(costs: Sequence[int]) -> float:
     """The share of the busiest thread in tasks of these costs."""
     run = -(-len(costs) // THREADS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
+import tvm
 from tvm import relax
+from tvm.target.codegen import target_has_features
 
-from graphopt.targets.tvm.kernels.integer import KINDS, emit
+from graphopt.targets.tvm.kernels.integer import KINDS, describe, emit, read
+from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, in_octets
+from graphopt.targets.tvm.operators.tensors import constant, known
 
 KERNEL = "kernel"  # the attribute that holds the kernel's description
 
@@ -34,4 +39,22 @@ def _function_name(node: ir.Node) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in node.op_type).lstrip("_")
 
 
-CONVERTERS = dict.fromkeys(KINDS, convert_kernel)
+def convert_product(
+    builder: relax.BlockBuilder, inputs: list[Any], attributes: dict[str, ir.Attr], node: ir.Node
+) -> Any:
+    """A product whose weights are packed as the target's instructions take them."""
+    description = attributes[KERNEL].as_string()
+    product, weights = read(description), known(inputs[1])
+    if weights is not None and takes_octets(tvm.target.Target.current(allow_none=True)):
+        inputs = [inputs[0], constant(in_octets(weights)), *inputs[2:]]
+        description = describe(replace(product, octets=True))
+    return call_kernel(builder, description, inputs, node)
+
+
+def takes_octets(target: tvm.target.Target | None) -> bool:
+    """Whether a core has `smmla`, which takes weights by eight k."""
+    aarch64 = target is not None and str(target.attrs.get("mtriple", "")).startswith(("aarch64", "arm64"))
+    return aarch64 and target_has_features("i8mm", target)
+
+
+CONVERTERS = {**dict.fromkeys(KINDS, convert_kernel), IntegerProduct.__name__: convert_product}
