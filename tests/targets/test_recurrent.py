@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax
 
+from graphopt import ir as gir
 from graphopt.errors import UnsupportedError
 from graphopt.targets.tvm.importer import import_model
+from tests.targets import compiled
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 OUTPUTS = {"LSTM": ("Y", "Y_h", "Y_c"), "GRU": ("Y", "Y_h"), "RNN": ("Y", "Y_h")}
@@ -241,6 +243,18 @@ def test_weights_may_be_inputs_of_the_model(op: str) -> None:
     values = arrays(op)
     model = model_of(op, values, constant=False, hidden_size=4)
     assert_same(compiled_outputs(model, values), reference_outputs(model, values))
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_what_is_no_number_stays_none(op: str) -> None:
+    values = arrays(op, hidden=9)
+    values["X"][2, 1] = np.nan
+    model = gir.load(model_of(op, values, hidden_size=9))
+    gir.refresh_shapes(model)
+    fed = {value.name or "": values[value.name or ""] for value in model.graph.inputs}
+    result = compiled.run(model, fed)["Y"]
+    assert np.isnan(result[2:, :, 1]).all()
+    assert np.isfinite(result[:2]).all() and np.isfinite(result[:, :, 0]).all()
 
 
 def test_time_is_a_loop_and_not_unrolled() -> None:

@@ -7,7 +7,7 @@ makes vectors of the loop around it. Infinities give what they should, NaN stays
     sigmoid  1 / (1 + exp(−x)); 1.2e-7
     log      x = 2ⁿ · (1 + r), √½ ≤ 1 + r < √2: r − r²/2 + r³ · P(r) + n ln 2, Cephes's `logf`; 2e-7 of the result.
              Numbers below 2⁻¹²⁶ count as that
-    tanh     a rational function of degree 13 over 6 within ±9, Eigen's (`activations`); 3e-7
+    tanh     a rational function of degree 13 over 6 within ±9, Eigen's (Eigen/…/MathFunctionsImpl.h); 3e-7
     erf      a rational function of degree 13 over 8 within ±4, Eigen's (unsupported/…/SpecialFunctions); 4e-7
 
 float16 is computed in float32, as libm would. The rational functions are evaluated by pairs (G. Estrin): a multiply-add
@@ -25,7 +25,6 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import PrimType
 
-from graphopt.targets.tvm.kernels.activations import TANH_DENOMINATOR, TANH_NUMERATOR
 from graphopt.targets.tvm.kernels.kept_names import flattened
 from graphopt.targets.tvm.kernels.requantize import lanes_of, splat, wide
 from graphopt.targets.tvm.kernels.softmax import COEFFICIENTS, LN2_HIGH, LN2_LOW
@@ -35,6 +34,16 @@ LARGEST = 88.72283  # whose exponential is finite
 LEAST = -86.9  # whose exponential is a normal number
 LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1)
 LOG_LAST = (2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+TANH_NUMERATOR = (
+    4.89352455891786e-03,
+    6.37261928875436e-04,
+    1.48572235717979e-05,
+    5.12229709037114e-08,
+    -8.60467152213735e-11,
+    2.00018790482477e-13,
+    -2.76076847742355e-16,
+)
+TANH_DENOMINATOR = (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
 ERF_NUMERATOR = (
     -1.60960333262415e-02,
     -2.95459980854025e-03,
@@ -154,7 +163,7 @@ def _log(steps: _Steps, x: Any) -> Any:
 
 
 def _tanh(steps: _Steps, x: Any) -> Any:
-    return _rational(steps, x, 9.0, TANH_NUMERATOR[::-1], TANH_DENOMINATOR[::-1])
+    return _rational(steps, x, 9.0, TANH_NUMERATOR, TANH_DENOMINATOR)
 
 
 def _erf(steps: _Steps, x: Any) -> Any:
