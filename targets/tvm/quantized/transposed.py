@@ -1,12 +1,4 @@
-"""ConvTranspose in integers: a convolution that makes all phases of a stride at each position, and a shuffle of pixels.
-
-Along one axis, with stride s, padding p in front and kernel k, element o of the result is
-
-    y[o] = Σ_t w[r + s t] · x[q − t],    q = (o + p) div s,  r = (o + p) mod s,  t = 0 … T − 1,  T = ⌈k / s⌉
-
-For each q that is a convolution of T neighbours of x with s filters, one for each r, whose taps lie in reverse; taps
-beyond the kernel are 0. Results of all r of a q side by side are the result, which begins at r = p mod s.
-"""
+"""ConvTranspose in integers: a convolution that makes all phases (`targets.tvm.phases`), and a shuffle of pixels."""
 
 from __future__ import annotations
 
@@ -18,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, pack_weights
 from graphopt.targets.tvm.kernels.window import Window
+from graphopt.targets.tvm.phases import Phases, filters_of, of_phases, phases_of
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
 from graphopt.targets.tvm.quantized.parameters import INT8, Quantized, constant, dequantized
@@ -41,21 +34,10 @@ def rewrite_transposed(cluster: Cluster, editor: Editor) -> str | None:
     if reason is not None:
         return reason
     rank, kernel = len(shape_of(x.integers)) - 2, shape_of(w.integers)[2:]
-    strides = tuple(node.attributes.get_ints("strides", (1,) * rank))
-    if any(step != 1 for step in node.attributes.get_ints("dilations", (1,) * rank)):
-        return "it is dilated"
     result = shape_of(cluster.result.integers)
-    sizes, kept = shape_of(x.integers)[2:], result[2:]
-    fronts = _fronts(node, sizes, kept, kernel, strides)
-    taps = tuple(-(-k // s) for k, s in zip(kernel, strides, strict=True))
-    firsts = [p // s for p, s in zip(fronts, strides, strict=True)]
-    lasts = [(o - 1 + p) // s for o, p, s in zip(kept, fronts, strides, strict=True)]
-    pads = (
-        [t - 1 - q for t, q in zip(taps, firsts, strict=True)],
-        [q - n + 1 for q, n in zip(lasts, sizes, strict=True)],
-    )
-    if any(pad < 0 for side in pads for pad in side) or any(p < 0 for p in fronts):
-        return "its padding exceeds its kernel"
+    phases = phases_of(node, shape_of(x.integers)[2:], result[2:], kernel)
+    if isinstance(phases, str):
+        return phases
     found = _weights(x, w, node.attributes.get_int("group", 1))
     if isinstance(found, str):
         return found
@@ -64,36 +46,30 @@ def rewrite_transposed(cluster: Cluster, editor: Editor) -> str | None:
     if isinstance(steps, str):
         return steps
     group, two = node.attributes.get_int("group", 1), (1,) * (2 - rank)
-    filters = _phases(weights, group, two + kernel, two + strides, two + taps)
-    spread = [_of_phases(vector, group, math.prod(strides)) for vector in (scale, steps)]
+    strides = phases.strides
+    flat = weights.reshape(*weights.shape[:2], *two, *kernel)
+    filters = np.ascontiguousarray(filters_of(flat, group, two + strides).transpose(0, 2, 3, 1))
+    spread = [of_phases(vector, group, math.prod(strides)) for vector in (scale, steps)]
     factors = factors_of(cluster, x, filters, *spread)
     if isinstance(factors, str):
         return factors
-    image = (result[0], *two, *sizes, shape_of(x.integers)[1])
-    around = ((0,) * len(two) + tuple(pads[0]), (0,) * len(two) + tuple(pads[1]))
-    window = Window(image, two + taps, pads=(*around[0], *around[1]), padding=x.signed_zero_point, groups=group)  # type: ignore[arg-type]
+    image = (result[0], *two, *shape_of(x.integers)[2:])
+    above, below = ((0,) * len(two) + side for side in phases.pads)
+    window = Window(
+        (*image, shape_of(x.integers)[1]),  # type: ignore[arg-type]
+        two + phases.taps,  # type: ignore[arg-type]
+        pads=(*above, *below),  # type: ignore[arg-type]
+        padding=x.signed_zero_point,
+        groups=group,
+    )
     product = IntegerProduct(window, len(filters) // group, cluster.bounds, factors.pairs, lifted=factors.lifted)
     positions = window.output[3 - rank :]
     shape = (result[0], *positions, product.all_columns)
     packed = pack_weights(factors.weights, window)
     made = emit_product(editor, cluster, product, editor.channels_last(x.integers), packed, factors, shape)
-    begins = [p % s for p, s in zip(fronts, strides, strict=True)]
-    shuffled = _shuffled(editor, cluster.layer, made, group, strides, begins, kept)
+    shuffled = _shuffled(editor, cluster.layer, made, group, phases)
     editor.replace(cluster.result.integers, shuffled, channels_last=True)
     return None
-
-
-def _fronts(
-    node: ir.Node, sizes: Sequence[int], kept: Sequence[int], kernel: Sequence[int], strides: Sequence[int]
-) -> list[int]:
-    """The padding in front of each axis; what is asked for otherwise is found from the result's shape."""
-    rank = len(sizes)
-    auto = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto in ("NOTSET", "VALID") and "output_shape" not in node.attributes:
-        return list(node.attributes.get_ints("pads", (0,) * (2 * rank)))[:rank] if auto == "NOTSET" else [0] * rank
-    more = node.attributes.get_ints("output_padding", (0,) * rank)
-    totals = [s * (n - 1) + extra + k - o for s, n, extra, k, o in zip(strides, sizes, more, kernel, kept, strict=True)]
-    return [total - total // 2 if auto != "SAME_UPPER" else total // 2 for total in totals]
 
 
 def _weights(x: Quantized, w: Quantized, group: int) -> tuple[np.ndarray, np.ndarray] | str:
@@ -117,37 +93,11 @@ def _weights(x: Quantized, w: Quantized, group: int) -> tuple[np.ndarray, np.nda
     return weights.reshape(group * columns, *weights.shape[2:]), (x.scale * scale.reshape(-1)).astype(np.float32)
 
 
-def _phases(
-    weights: np.ndarray, group: int, kernel: tuple[int, ...], strides: tuple[int, ...], taps: tuple[int, ...]
-) -> np.ndarray:
-    """Filters of all phases, [group, phase, channel] in order, each [taps, taps, inputs]: taps in reverse."""
-    outputs, inputs = weights.shape[:2]
-    room = [t * s - k for t, s, k in zip(taps, strides, kernel, strict=True)]
-    padded = np.pad(weights.reshape(outputs, inputs, *kernel), ((0, 0), (0, 0), *((0, more) for more in room)))
-    parted = padded.reshape(group, outputs // group, inputs, taps[0], strides[0], taps[1], strides[1])
-    parted = parted[:, :, :, ::-1, :, ::-1].transpose(0, 4, 6, 1, 3, 5, 2)  # [g, s, s, channel, t, t, inputs]
-    return np.ascontiguousarray(parted).reshape(-1, *taps, inputs)
-
-
-def _of_phases(vector: np.ndarray, group: int, phases: int) -> np.ndarray:
-    """What holds for each output channel, for the filters of `_phases`."""
-    each = vector.reshape(group, 1, -1)
-    return np.broadcast_to(each, (group, phases, each.shape[2])).reshape(-1)
-
-
-def _shuffled(
-    editor: Editor,
-    layer: str,
-    made: ir.Value,
-    group: int,
-    strides: Sequence[int],
-    begins: Sequence[int],
-    kept: Sequence[int],
-) -> ir.Value:
+def _shuffled(editor: Editor, layer: str, made: ir.Value, group: int, phases: Phases) -> ir.Value:
     """[batch, *positions, group · phases · channels] as [batch, *kept, group · channels]."""
     batch, *positions, columns = shape_of(made)
-    rank, phases = len(positions), math.prod(strides)
-    channels = columns // group // phases
+    strides, kept, rank = phases.strides, phases.kept, len(positions)
+    channels = columns // group // math.prod(strides)
 
     def moved(
         operator: str, value: ir.Value, shape: Sequence[int], *more: ir.Value, **attributes: Sequence[int]
@@ -166,6 +116,6 @@ def _shuffled(
     value = moved("Reshape", value, whole, vector(whole, "whole"))
     if list(kept) == whole[1:-1]:
         return value
-    ends = [begin + size for begin, size in zip(begins, kept, strict=True)]
-    cut = [vector(values, kind) for kind, values in (("begins", begins), ("ends", ends), ("axes", list(axes)))]
+    bounds = (("begins", phases.begins), ("ends", phases.ends), ("axes", list(axes)))
+    cut = [vector(values, kind) for kind, values in bounds]
     return moved("Slice", value, [batch, *kept, group * channels], *cut)
