@@ -19,6 +19,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt import ir as gir
 from graphopt.ir.functions import inline, to_model_opsets
+from graphopt.targets.tvm.one_dimension import as_images
 from graphopt.targets.tvm.operators.refusals import refusal
 from graphopt.targets.tvm.operators.table import CONVERTERS, EXPANDED
 from graphopt.targets.tvm.palettes import expand_palettes
@@ -51,7 +52,7 @@ def prepare(model: ir.Model) -> ir.Model:
         model = _expand(gir.clone(model), nodes)
         gir.refresh_shapes(model)
         _fold(model)
-    return rewrite_stored_weights(rewrite_dynamic(rewrite(model)))
+    return as_images(rewrite_stored_weights(rewrite_dynamic(rewrite(model))))
 
 
 def _nodes_to_expand(model: ir.Model) -> list[int]:

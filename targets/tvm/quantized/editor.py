@@ -46,7 +46,7 @@ class Editor:
         shape: Sequence[int],
         *,
         name: str,
-        attributes: Mapping[str, int | str | Sequence[int]] | None = None,
+        attributes: Mapping[str, int | str | Sequence[int] | ir.Attr] | None = None,
         layer: str | None = None,
         domain: str = "",
         more: Sequence[tuple[str, ir.DataType, Sequence[int]]] = (),
