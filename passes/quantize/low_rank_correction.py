@@ -1,7 +1,7 @@
 """Coarser blocks and a correction of low rank, W ≈ R + U V, in place of finer blocks: where bytes and error both win.
 
-Bytes are those of the weights. A model's file also has the nodes and names of a correction, about 1.5 kB: more than
-small layers save.
+Bytes are those of the model's file: of the weights, and of the nodes and names of a correction, more than small layers
+save.
 
 R is integers in blocks, U V what they lose, in turns (Y. Li and others, LoftQ, 2023), with the covariance G of what the
 layer reads as the measure (C. Zhang and others, LQER, 2024), G = I without data:
@@ -57,22 +57,30 @@ def error_of(node: ir.Node, weight: Array, made: Array, covariance: Array | None
 
 
 def correct(
-    node: ir.Node, weight: Array, plain: Blocks, covariance: Array | None, *, bits: int, symmetric: bool
+    node: ir.Node,
+    weight: Array,
+    plain: Blocks,
+    covariance: Array | None,
+    more: int,
+    *,
+    bits: int,
+    symmetric: bool,
 ) -> Correction | str:
     """What takes fewer bytes than `plain` and loses less; why there is no such, if there is none.
 
     Args:
         weight: of a MatMul or Gemm, float32, a matrix.
         covariance: [features, features].
+        more: bytes that a correction takes beside its weights.
     """
     lost = error_of(node, weight, dequantize_blocks(plain), covariance)
     found = [
         made
         for times in _COARSER
-        if (made := _at(node, weight, plain, times * plain.block, covariance, bits=bits, symmetric=symmetric))
+        if (made := _at(node, weight, plain, times * plain.block, covariance, more, bits=bits, symmetric=symmetric))
     ]
     if not found:
-        return f"blocks of {_COARSER[0] * plain.block} leave no bytes for a correction"
+        return f"coarser blocks leave no bytes for a correction, whose nodes take {more}"
     best = min(found, key=lambda each: each.error)
     if best.error < lost:
         return best
@@ -84,7 +92,15 @@ def correct(
 
 
 def _at(
-    node: ir.Node, weight: Array, plain: Blocks, block: int, covariance: Array | None, *, bits: int, symmetric: bool
+    node: ir.Node,
+    weight: Array,
+    plain: Blocks,
+    block: int,
+    covariance: Array | None,
+    more: int,
+    *,
+    bits: int,
+    symmetric: bool,
 ) -> Correction | None:
     """The best of some rounds, at the largest rank that takes fewer bytes."""
 
@@ -92,7 +108,7 @@ def _at(
         return quantize_blocks(array.astype(np.float32), plain.axis, block, bits=bits, symmetric=symmetric)
 
     matrix = to_matrix(node, weight)[0].astype(np.float64)
-    rank = _largest_rank(plain.nbytes - blocks(weight).nbytes, matrix.shape)
+    rank = _largest_rank(plain.nbytes - blocks(weight).nbytes - more, matrix.shape)
     if rank == 0:
         return None
     correction, best = np.zeros_like(matrix), None
@@ -107,6 +123,12 @@ def _at(
         if best is None or error < best.error:
             best = Correction(residual, first, second, error)
     return best
+
+
+def zero_correction(plain: Blocks) -> Correction:
+    """One of rank 1 that corrects nothing, of a weight that lies as `plain`."""
+    features, outputs = (plain.integers.shape[axis] for axis in (plain.axis, 1 - plain.axis))
+    return Correction(plain, _factor(np.zeros((features, 1))), _factor(np.zeros((1, outputs))), 0.0)
 
 
 def _factor(array: Array) -> Blocks:

@@ -8,7 +8,7 @@ fuses the pair into MatMulNBits, which also rounds activations to 8 bits unless 
 `session.qdq_matmulnbits_accuracy_level` is 1.
 
 With `low_rank`, coarser blocks and a correction of low rank take the place of a weight's blocks, y = x R + (x U) V,
-where that takes fewer bytes and loses less (`low_rank_correction`); calibration data, if any, say what counts.
+where the file takes fewer bytes and loses less (`low_rank_correction`); calibration data, if any, say what counts.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import onnx_ir as ir
 from graphopt.errors import UsageError
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
-from graphopt.passes.cleanup.rewiring import add_initializer, fresh_name
 from graphopt.passes.prune.readers import MOST_FEATURES, Reader, observe
+from graphopt.passes.quantize.block_insertion import bytes_of_nodes, insert_blocks, insert_correction
 from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
 from graphopt.passes.quantize.low_rank_correction import Correction, correct
-from graphopt.passes.quantize.naming import fresh_node_name
 from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.patches import to_matrix
 from graphopt.passes.quantize.serving import check_served
@@ -85,13 +84,18 @@ class QuantizeWeights(Pass):
                 blocks = quantize_blocks(array, axis, self.block, bits=self.bits, symmetric=self.symmetric)
                 if self.low_rank:
                     corrected = self._corrected(node, value, array, blocks, moments.get(node))
+                    if _lacks_moments(node, array, moments):
+                        reason = (
+                            f"it sums over more than {MOST_FEATURES} numbers: a correction goes by its weight alone"
+                        )
+                        reasons.append(Declined(layer_name(node), reason))
                     if isinstance(corrected, Correction):
                         totals.add_corrected(array, corrected)
-                        _insert(model.graph, node, value, corrected)
+                        insert_correction(model.graph, node, value, corrected)
                         made[value, axis] = node.inputs[1] or value
                         continue
                     reasons.append(Declined(layer_name(node), f"no low-rank correction: {corrected}"))
-                made[value, axis] = _store(model.graph, value, blocks, 0 if self.block == 0 else blocks.block)
+                made[value, axis] = insert_blocks(model.graph, value, blocks, 0 if self.block == 0 else blocks.block)
                 totals.add(array, blocks)
             node.replace_input_with(index, made[value, axis])
         for value, _ in made:
@@ -125,7 +129,8 @@ class QuantizeWeights(Pass):
         if not self.block or alpha != 1 or node.attributes.get_int("transA", 0) != 0:
             return "it needs blocks, and a product without a scale and a transposed operand"
         covariance = None if reader is None else reader.gram[0]
-        return correct(node, array, blocks, covariance, bits=self.bits, symmetric=self.symmetric)
+        more = bytes_of_nodes(node, array, blocks)
+        return correct(node, array, blocks, covariance, more, bits=self.bits, symmetric=self.symmetric)
 
     def _plan(self, model: ir.Model) -> tuple[dict[ir.Node, int], tuple[Declined, ...]]:
         """The axis along which the weight of each node has its blocks, and what stays in float."""
@@ -172,6 +177,11 @@ class QuantizeWeights(Pass):
         return None
 
 
+def _lacks_moments(node: ir.Node, array: Array, moments: Mapping[ir.Node, Reader]) -> bool:
+    """Whether others have moments, and the node is too wide for them."""
+    return bool(moments) and node not in moments and node.op_type != "Gather" and array.ndim == 2
+
+
 def _integer(node: ir.Node, name: str) -> int:
     return node.attributes[name].as_int() if name in node.attributes else 0
 
@@ -183,51 +193,6 @@ def _axis(node: ir.Node) -> int:
     assert array is not None  # _obstacle looked
     last = node.op_type == "Gather" or (node.op_type == "Gemm" and _integer(node, "transB") == 1)
     return array.ndim - (1 if last else 2)
-
-
-def _store(graph: ir.Graph, value: ir.Value, blocks: Blocks, block_size: int) -> ir.Value:
-    """The output of a DequantizeLinear at the start of the graph."""
-    name = value.name or "weight"
-    scale, zero_point = blocks.scale, blocks.zero_point
-    attributes = {"axis": blocks.axis}
-    if block_size:
-        attributes["block_size"] = block_size
-    else:  # a scale for each index of the other axis
-        attributes["axis"] = 1 - blocks.axis
-        scale = scale.reshape(-1)
-        zero_point = None if zero_point is None else zero_point.reshape(-1)
-    inputs = [
-        add_initializer(graph, f"{name}/{blocks.integers.dtype}", blocks.integers),
-        add_initializer(graph, f"{name}/scale", scale),
-    ]
-    if zero_point is not None:
-        inputs.append(add_initializer(graph, f"{name}/zero_point", zero_point))
-    node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=fresh_node_name(graph, f"{name}/dequantize"))
-    output = node.outputs[0]
-    output.name = fresh_name(graph, f"{name}/dequantized")
-    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(blocks.integers.shape)
-    graph.insert_before(graph[0], node)
-    return output
-
-
-def _insert(graph: ir.Graph, node: ir.Node, value: ir.Value, made: Correction) -> None:
-    """x R + (x U) V in place of the node's result."""
-    result, read = node.outputs[0], node.inputs[0]
-    node.replace_input_with(1, _store(graph, value, made.residual, made.residual.block))
-    first, second = (_store(graph, value, each, each.block) for each in (made.first, made.second))
-    name, called = node.name or node.op_type, str(result.name)
-    inner = ir.node("MatMul", [read, first], name=fresh_node_name(graph, f"{name}/first"))
-    outer = ir.node("MatMul", [inner.outputs[0], second], name=fresh_node_name(graph, f"{name}/second"))
-    add = ir.node("Add", [result, outer.outputs[0]], name=fresh_node_name(graph, f"{name}/corrected"))
-    for each in (inner, outer, add):
-        each.outputs[0].type = result.type
-    inner.outputs[0].name = fresh_name(graph, f"{called}/correction/inner")
-    outer.outputs[0].name = fresh_name(graph, f"{called}/correction")
-    result.name = fresh_name(graph, f"{called}/uncorrected")
-    add.outputs[0].name, add.outputs[0].shape = called, result.shape
-    result.replace_all_uses_with(add.outputs[0], replace_graph_outputs=True)
-    add.replace_input_with(0, result)
-    graph.insert_after(node, [inner, outer, add])
 
 
 class _Totals:
