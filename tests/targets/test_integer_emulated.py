@@ -75,6 +75,8 @@ def network() -> Any:
         net.layer("Conv", [wide], (45, 1, 1, 6), group=45),
         net.layer("Conv", [wide], (45, 1, 2, 3), group=45, pads=[1, 0, 2, 3], dilations=[2, 2]),
         net.layer("Conv", [wide], (21, 15, 3, 3), group=3, pads=[1, 1, 1, 1]),
+        net.layer("MaxPool", [wide], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        net.layer("Concat", [first, narrow, wide], axis=1),
     ]
     graph = helper.make_graph(
         net.nodes,

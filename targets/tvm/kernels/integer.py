@@ -17,6 +17,7 @@ from tvm import tirx
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.dynamic_quantize import DynamicQuantize, dynamic_quantize_kernel
 from graphopt.targets.tvm.kernels.integer_batch_product import IntegerBatchProduct, Operand, batch_product_kernel
+from graphopt.targets.tvm.kernels.integer_concat import IntegerConcat, concat_kernel
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, depthwise_kernel
 from graphopt.targets.tvm.kernels.integer_elementwise import (
     IntegerBinary,
@@ -27,6 +28,7 @@ from graphopt.targets.tvm.kernels.integer_elementwise import (
     table_kernel,
 )
 from graphopt.targets.tvm.kernels.integer_layer_norm import IntegerLayerNorm, layer_norm_kernel
+from graphopt.targets.tvm.kernels.integer_max_pool import IntegerMaxPool, max_pool_kernel
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, product_kernel
 from graphopt.targets.tvm.kernels.integer_softmax import IntegerSoftmax, softmax_kernel
 from graphopt.targets.tvm.kernels.requantize import Instructions, Range, instructions_of
@@ -39,8 +41,10 @@ KINDS: dict[str, tuple[type, Kernel]] = {
     "DynamicQuantize": (DynamicQuantize, dynamic_quantize_kernel),
     "IntegerBatchProduct": (IntegerBatchProduct, batch_product_kernel),
     "IntegerBinary": (IntegerBinary, binary_kernel),
+    "IntegerConcat": (IntegerConcat, concat_kernel),
     "IntegerDepthwise": (IntegerDepthwise, depthwise_kernel),
     "IntegerLayerNorm": (IntegerLayerNorm, layer_norm_kernel),
+    "IntegerMaxPool": (IntegerMaxPool, max_pool_kernel),
     "IntegerMean": (IntegerMean, mean_kernel),
     "IntegerProduct": (IntegerProduct, product_kernel),
     "IntegerSoftmax": (IntegerSoftmax, softmax_kernel),

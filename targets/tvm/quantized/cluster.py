@@ -15,9 +15,13 @@ ACTIVATIONS = ("Relu", "Clip")  # bounds of a result, which are bounds of its in
 
 @dataclass(frozen=True)
 class Cluster:
-    """`node`, then activations, then a QuantizeLinear that makes `result`; `bounds` holds the activations."""
+    """`node`, then activations, then a QuantizeLinear that makes `result`; `bounds` holds the activations.
+
+    made: the node's output that becomes the result.
+    """
 
     node: ir.Node
+    made: ir.Value
     result: Quantized
     bounds: Range
 
@@ -56,7 +60,7 @@ def find_cluster(quantize: ir.Node) -> Cluster | str:
         if bounds is None:
             return f"the bounds of {activation.op_type} {activation.name!r} are not constant"
         low, high = (min(max(end, bounds[0]), bounds[1]) for end in (low, high))
-    return Cluster(node, result, Range(zero_point, low, high))
+    return Cluster(node, value, result, Range(zero_point, low, high))
 
 
 def _bounds(activation: ir.Node, result: Quantized) -> tuple[int, int] | None:

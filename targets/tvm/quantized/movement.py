@@ -11,16 +11,20 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.targets.tvm.kernels.integer import describe
+from graphopt.targets.tvm.kernels.integer_concat import IntegerConcat
 from graphopt.targets.tvm.kernels.integer_elementwise import IntegerTable
+from graphopt.targets.tvm.kernels.integer_max_pool import IntegerMaxPool, pool_window
 from graphopt.targets.tvm.kernels.requantize import Range
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.conversion import KERNEL
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.emission import emit_kernel
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+from graphopt.targets.tvm.quantized.products import window_of
 
 MOVEMENTS = frozenset(
     {
-        *("DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze"),
+        *("DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Squeeze"),
         *("Tile", "Transpose", "Unsqueeze"),
     }
 )  # each moves its first input, and may read others that are no data
@@ -39,6 +43,45 @@ def rewrite_movement(cluster: Cluster, editor: Editor) -> str | None:
     return None
 
 
+def rewrite_max_pool(cluster: Cluster, editor: Editor) -> str | None:
+    """MaxPool: by a kernel where the integers have their channels last, else as the movement that it is."""
+    node, x = cluster.node, dequantized(cluster.node.inputs[0])
+    kernel = tuple(node.attributes["kernel_shape"].as_ints())
+    if x is None or len(kernel) > 2 or not editor.has_channels_last(x.integers) or len(node.outputs) > 1:
+        return rewrite_movement(cluster, editor)
+    batch, channels, *result = shape_of(cluster.result.integers)
+    asked = window_of(node, shape_of(x.integers), kernel, -128)
+    window = pool_window(asked, (1, *result)[-2:])  # type: ignore[arg-type]
+    if window is None or not x.per_tensor:
+        return rewrite_movement(cluster, editor)
+    source, shape = editor.channels_last(x.integers), (batch, *result, channels)
+    made = emit_kernel(cluster, editor, IntegerMaxPool(window), [source], shape)
+    editor.replace(cluster.result.integers, _converted(cluster, editor, x, made), channels_last=True)
+    return None
+
+
+def rewrite_split(cluster: Cluster, editor: Editor) -> str | None:
+    """One output of Split: a slice of the integers, in the layout that those have."""
+    node, x = cluster.node, dequantized(cluster.node.inputs[0])
+    if x is None or x.integers.dtype not in (INT8, UINT8) or not x.per_tensor:
+        return "its input is not quantized to 8 bits"
+    shape = list(shape_of(cluster.result.integers))
+    axis = node.attributes.get_int("axis", 0) % len(shape)
+    before = sum(shape_of(output)[axis] for output in node.outputs[: node.outputs.index(cluster.made)])
+    bounds = {"begin": before, "end": before + shape[axis]}
+    last = len(shape) > 2 and editor.has_channels_last(x.integers)
+    if last:
+        shape = [shape[0], *shape[2:], shape[1]]
+        axis = 0 if axis == 0 else len(shape) - 1 if axis == 1 else axis - 1
+    source = editor.channels_last(x.integers) if last else editor.int8(x.integers)
+    cut = [
+        editor.constant(np.array([n], np.int64), f"{cluster.layer}.{k}") for k, n in {**bounds, "axis": axis}.items()
+    ]
+    made = editor.add("Slice", [source, *cut], INT8, shape, name=f"{cluster.made.name}.int8", layer=cluster.layer)
+    editor.replace(cluster.result.integers, _converted(cluster, editor, x, made), channels_last=last)
+    return None
+
+
 def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
     """Concat of activations: of the integers, along the last axis where those have their channels last."""
     node = cluster.node
@@ -54,7 +97,13 @@ def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
         axis = 0 if axis == 0 else len(shape) - 1 if axis == 1 else axis - 1
     sources = [editor.channels_last(q.integers) if last else editor.int8(q.integers) for q in parts]
     inputs = [_converted(cluster, editor, q, source) for q, source in zip(parts, sources, strict=True)]
-    name = f"{cluster.layer}.int8"
+    name, rows = f"{cluster.layer}.int8", math.prod(shape[:-1])
+    if last and axis == len(shape) - 1 and rows > 1:  # one row needs no copy (`targets/tvm/parts.py`)
+        joined = emit_kernel(
+            cluster, editor, IntegerConcat(rows, tuple(shape_of(v)[-1] for v in inputs)), inputs, shape
+        )
+        editor.replace(cluster.result.integers, joined, channels_last=True)
+        return None
     made = editor.add("Concat", inputs, INT8, shape, name=name, attributes={"axis": axis}, layer=cluster.layer)
     editor.replace(cluster.result.integers, made, channels_last=last)
     return None

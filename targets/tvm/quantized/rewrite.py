@@ -22,7 +22,13 @@ from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
 from graphopt.targets.tvm.quantized.elementwise import rewrite_binary, rewrite_mean
 from graphopt.targets.tvm.quantized.float_results import OPERATORS, rewrite_to_float
 from graphopt.targets.tvm.quantized.functions import ELEMENTWISE, Functions
-from graphopt.targets.tvm.quantized.movement import MOVEMENTS, rewrite_concat, rewrite_movement
+from graphopt.targets.tvm.quantized.movement import (
+    MOVEMENTS,
+    rewrite_concat,
+    rewrite_max_pool,
+    rewrite_movement,
+    rewrite_split,
+)
 from graphopt.targets.tvm.quantized.normalizations import rewrite_layer_norm, rewrite_softmax
 from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
@@ -39,7 +45,9 @@ CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     "Gemm": rewrite_matrix_product,
     "LayerNormalization": rewrite_layer_norm,
     "MatMul": rewrite_matrix_product,
+    "MaxPool": rewrite_max_pool,
     "Softmax": rewrite_softmax,
+    "Split": rewrite_split,
 }
 LEFT_IN_FLOAT = "graphopt.left_in_float"  # key in a model's `meta`: the list of LeftInFloat that `rewrite` found
 
