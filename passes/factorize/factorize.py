@@ -31,8 +31,9 @@ from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.factorize.sharing import split_all, spread_of
 from graphopt.passes.prune.held_out import HeldOut, Judged, largest
+from graphopt.passes.prune.least_squares import Constraint
 from graphopt.passes.prune.readers import Reader, observe
-from graphopt.passes.prune.reconstruction import Constraint, Settings, affordable, reconstruct
+from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec

@@ -3,12 +3,12 @@
 From front to back, each layer with a constant weight is fitted to the output that it had in the original model, from
 the input that it has now, behind layers that are fitted already:
 
-    min over W, b of E‖y − W x − b‖² + λ‖W − W₀‖²    →    W = (K + λ W₀) (G + λ I)⁻¹,  b = E[y] − W E[x]
+    min over W, b of E‖y − W x − b‖² + λ‖W − W₀‖²
 
-with G = E[x xᵀ] and K = E[y xᵀ] about the means (Y. He and others, Channel pruning for accelerating very deep neural
-networks, 2017, section 3.1, with the original's activations as the goal). Where the layer's output is added to another
-value, as at the end of a residual block, y also takes up what that value has lost. The sums are streamed. Batch
-normalizations on the way are given new statistics (`batch_norms`).
+(Y. He and others, Channel pruning for accelerating very deep neural networks, 2017, section 3.1, with the original's
+activations as the goal; `least_squares` chooses λ). Where the layer's output is added to another value, as at the end
+of a residual block, y also takes up what that value has lost. The sums are streamed. A layer that predicts samples
+which it was not fitted to no better stays as it is. Batch normalizations get new statistics (`batch_norms`).
 
 A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G. So
 is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time is given is no value of the graph.
@@ -16,7 +16,7 @@ is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,19 +29,19 @@ from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.prune.batch_norms import estimate_statistics, has_statistics
+from graphopt.passes.prune.least_squares import FOLDS, Constraint, LeastSquares
 from graphopt.passes.prune.readers import MOST_FEATURES
 from graphopt.passes.quantize.patches import RECURRENT, columns, from_matrix, places_of, to_matrix, why_not
 from graphopt.pipeline.base import Declined, Progress
 
 Array = np.ndarray[Any, Any]
 
-Constraint = Callable[[Array, Array], Array]  # of W and G + λ I, by group, the nearest W that the layer can have
 STATE_BYTES = 512 << 20  # of what both models keep between two layers, for all samples
 
 
 @dataclass(frozen=True)
 class Settings:
-    """patches: places of a layer's output for each sample. damping: λ, of the mean of G's diagonal."""
+    """patches: places of a layer's output for each sample. damping: the least λ, of the mean of G's diagonal."""
 
     patches: int
     damping: float
@@ -105,8 +105,11 @@ def reconstruct(
             continue
         before.advance(old)
         after.advance(new)
-        _refit(old, new, (before, after), found, kept, settings, rng, constraints.get(new))
-        done += 1
+        if _refit(old, new, (before, after), len(few), found, kept, settings, rng, constraints.get(new)):
+            done += 1
+        else:
+            reason = "its error does not fall on samples apart, or they show few of the classes that it scores"
+            declined.append(Declined(new.name or new.op_type, f"it is not refitted: {reason}"))
     return done, tuple(declined)
 
 
@@ -136,24 +139,27 @@ def _refit(
     old: ir.Node,
     new: ir.Node,
     stages: tuple[Stages, Stages],
+    count: int,
     found: Channels | None,
     kept: Array | None,
     settings: Settings,
     rng: np.random.Generator,
     constraint: Constraint | None,
-) -> None:
+) -> bool:
+    """Whether it gains; with a constraint it is refitted in any case."""
     weight = constant((new if constraint is None else old).inputs[1])
     given, result = new.inputs[0], old.outputs[0]
     if weight is None or given is None:
-        return
+        return False
     matrix = to_matrix(new, weight).astype(np.float64)
     recurrent = new.op_type in RECURRENT
     source = old.inputs[0] if recurrent and old.inputs[0] is not None else result
     other = None if recurrent else _addend(old, new)
     wanted_names = [str(source.name), *([str(other[0].name)] if other else [])]
     found_names = [str(given.name), *([str(other[1].name)] if other else [])]
-    sums = _Sums(matrix.shape)
-    for wanted, have in zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True):
+    squares = LeastSquares(matrix, _bias_of(new, matrix), settings.damping, classes=_makes_classes(new))
+    runs = zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True)
+    for number, (wanted, have) in enumerate(runs):
         entering = have[str(given.name)]
         goal = _remaining(wanted[str(source.name)], source, found, kept)
         if recurrent:
@@ -164,15 +170,44 @@ def _refit(
         total = places_of(new, weight, entering)
         places = np.arange(total) if total <= settings.patches else rng.choice(total, settings.patches, replace=False)
         rows = _rows(new, goal)[places].reshape(len(places), matrix.shape[0], -1).swapaxes(0, 1)
-        sums.add(columns(new, weight, entering, places), rows)
-    has_bias = len(new.inputs) > 2 and new.inputs[2] is not None
-    free = new.op_type == "Conv" or (new.op_type == "Gemm" and has_bias)
-    fitted, bias = sums.solve(matrix, settings.damping, centred=free, constraint=constraint)
-    set_constant(new, 1, from_matrix(new, fitted, weight.shape).astype(np.float32))
-    if free:
-        shape = constant(new.inputs[2]).shape if has_bias else bias.shape  # type: ignore[union-attr]  # a constant
-        if bias.size == int(np.prod(shape)):
-            set_constant(new, 2, bias.reshape(shape).astype(np.float32), base=f"{new.outputs[0].name}/bias")
+        squares.add(number * FOLDS // count, columns(new, weight, entering, places), rows)
+    solution = squares.solve(constraint)
+    if constraint is None and solution.gain <= 0:
+        return False
+    set_constant(new, 1, from_matrix(new, solution.weight, weight.shape).astype(np.float32))
+    if solution.bias is not None:
+        old_bias = constant(new.inputs[2]) if len(new.inputs) > 2 else None
+        bias = solution.bias.reshape(-1 if old_bias is None else old_bias.shape).astype(np.float32)
+        set_constant(new, 2, bias, base=f"{new.outputs[0].name}/bias")
+    return True
+
+
+def _makes_classes(node: ir.Node) -> bool:
+    """Whether the node makes one row of class scores: an output of the graph, or what Softmax makes one."""
+    value = node.outputs[0]
+    shape = value.shape
+    if node.op_type == "Conv" or shape is None or shape.rank() != 2 or shape[0] != 1:
+        return False
+    while not value.is_graph_output():
+        users = value.consumers()
+        if len(users) != 1 or not is_standard(users[0], "Softmax", "LogSoftmax", "Identity", "Reshape", "Squeeze"):
+            return False
+        value = users[0].outputs[0]
+    return True
+
+
+def _bias_of(node: ir.Node, matrix: Array) -> Array | None:
+    """[groups, outputs], 0 where a Conv has none; None where it cannot be set."""
+    groups, outputs, _ = matrix.shape
+    present = len(node.inputs) > 2 and node.inputs[2] is not None
+    if node.op_type == "Conv" and not present:
+        return np.zeros((groups, outputs))
+    if node.op_type not in ("Conv", "Gemm") or not present:
+        return None
+    bias = constant(node.inputs[2])
+    return (
+        bias.reshape(groups, outputs).astype(np.float64) if bias is not None and bias.size == groups * outputs else None
+    )
 
 
 def _addend(old: ir.Node, new: ir.Node) -> tuple[ir.Value, ir.Value] | None:
@@ -202,39 +237,3 @@ def _rows(node: ir.Node, output: Array) -> Array:
     if node.op_type == "Conv":
         return np.moveaxis(output, 1, -1).reshape(-1, output.shape[1])
     return output.reshape(-1, output.shape[-1])
-
-
-class _Sums:
-    """Σ x xᵀ, Σ y xᵀ, Σ x, Σ y, by group."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        groups, outputs, features = shape
-        self.inputs, self.both = np.zeros((groups, features, features)), np.zeros((groups, outputs, features))
-        self.given, self.wanted = np.zeros((groups, features)), np.zeros((groups, outputs))
-        self.count = 0
-
-    def add(self, given: Array, wanted: Array) -> None:
-        """x [groups, places, features] and y [groups, places, outputs]."""
-        self.inputs += given.swapaxes(1, 2) @ given
-        self.both += wanted.swapaxes(1, 2) @ given
-        self.given += given.sum(axis=1, dtype=np.float64)
-        self.wanted += wanted.sum(axis=1, dtype=np.float64)
-        self.count += given.shape[1]
-
-    def solve(
-        self, start: Array, damping: float, *, centred: bool, constraint: Constraint | None
-    ) -> tuple[Array, Array]:
-        """W, [groups, outputs, features], and b, [groups * outputs]; b is 0 unless centred."""
-        inputs, both = self.inputs / self.count, self.both / self.count
-        given, wanted = self.given / self.count, self.wanted / self.count
-        if centred:
-            inputs = inputs - given[:, :, None] * given[:, None, :]
-            both = both - wanted[:, :, None] * given[:, None, :]
-        size = inputs.shape[-1]
-        held = np.maximum(damping * np.trace(inputs, axis1=1, axis2=2) / size, 1e-12)[:, None, None]
-        damped = inputs + np.eye(size) * held
-        fitted = np.linalg.solve(damped, (both + held * start).swapaxes(1, 2)).swapaxes(1, 2)
-        if constraint is not None:
-            fitted = constraint(fitted, damped)
-        bias = wanted - np.einsum("gof,gf->go", fitted, given) if centred else np.zeros_like(wanted)
-        return fitted, bias.reshape(-1)
