@@ -109,11 +109,15 @@ def _least(
             low = middle
         else:
             high = middle
-    at = chosen(low)
-    for number, level in enumerate(chosen(high)):  # many groups may take a step at once: no more of them than needed
-        if budget.left(_after(candidates, kept, at)) <= target:
-            break
-        at[number] = level
+    at, steps = chosen(low), dict(enumerate(chosen(high)))
+    while steps and budget.left(_after(candidates, kept, at)) > target:  # many take a step at once: only those needed
+        left = {
+            number: budget.left(_after(candidates, kept, [*at[:number], level, *at[number + 1 :]]))
+            for number, level in steps.items()
+        }
+        enough = [number for number in left if left[number] <= target]
+        number = max(enough, key=left.__getitem__) if enough else min(left, key=left.__getitem__)
+        at[number] = steps.pop(number)
     return _after(candidates, kept, at)
 
 

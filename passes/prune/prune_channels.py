@@ -141,7 +141,7 @@ class PruneChannels(Pass):
         before, start = costs[self.saving], record[self.saving]
         aim = (1 - self.ratio) * start
         if before == 0:
-            reason = f"none of its {self.saving.value} can be counted: give sizes that are open with --shape"
+            reason = f"none of its {self.saving.value} can be counted: {_uncounted(model.graph)}"
             return PassResult(False, declined=(Declined("model", reason),))
         if self.ratio == 0 or before <= aim * (1 + _CLOSE):
             return PassResult(False, _left(costs, record, self.saving))
@@ -312,6 +312,17 @@ def _kernels(context: PassContext) -> Kernels:
     if context.target is None:
         return Kernels(multiple=1)
     return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
+
+
+def _uncounted(graph: ir.Graph) -> str:
+    """Why a graph has nothing that can be counted."""
+    for value in graph.inputs:
+        if value.shape is not None and not value.shape.is_static():
+            return f"give sizes that are open with --shape, as of input '{value.name}' {value.shape}"
+    for node in graph:
+        if any(each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for each in node.attributes.values()):
+            return f"{layer_name(node)} ({node.op_type}) computes in graphs of its own, whose channels are not followed"
+    return "no layer has any"
 
 
 def _costs(model: ir.Model, context: PassContext) -> dict[Saving, float]:
