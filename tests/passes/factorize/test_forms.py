@@ -128,7 +128,8 @@ def test_a_form_loses_what_it_says_and_projecting_twice_changes_nothing(method: 
 
 
 def test_cp_finds_the_terms_of_which_a_window_is_made() -> None:
-    parts = [RNG.normal(size=(size, 3)) for size in (8, 6, 3, 3)]
+    random = np.random.default_rng(0)  # of its own: one draw of 40 ends in a local minimum
+    parts = [random.normal(size=(size, 3)) for size in (8, 6, 3, 3)]
     weight = np.einsum("or,cr,ur,vr->ocuv", *parts)
     form = form_of(convolution(weight, (6, 6)), Method.CP)
     assert form.lost(3) < 1e-4 < form.lost(2)
