@@ -7,8 +7,6 @@ parted, each part is predicted by a W of the others, and λ rises as long as the
 Golub, M. Heath and G. Wahba, Generalized cross-validation as a method for choosing a good ridge parameter, 1979). Where
 even so the weights as they are predict better, they stay. Parts are of neighbours, which may show the same thing:
 samples in the order of their classes are predicted by those of other classes.
-
-Of scores of classes most have to be the largest somewhere: one that never is loses to the others while squares fall.
 """
 
 from __future__ import annotations
@@ -25,8 +23,6 @@ Array = np.ndarray[Any, Any]
 Constraint = Callable[[Array, Array], Array]  # of W and G + λ I, by group, the nearest W that the layer can have
 
 FOLDS = 4
-_SHOWN = 0.5  # of the classes: with fewer, rows say little about those that are missing
-_CLASSES = 10  # at least: fewer outputs are not taken for classes
 _EXACT = 1e-9  # of the energy of y: less is rounding
 _RISE = 10.0  # of λ, from one trial to the next
 _HIGHEST = 1e4  # λ, of the mean of G's diagonal: W is W₀ then
@@ -51,19 +47,15 @@ class LeastSquares:
         start: W₀, [groups, outputs, features].
         bias: b₀, [groups, outputs], or None where the layer has none and gets none.
         damping: the least λ, of the mean of G's diagonal.
-        classes: whether y are scores of classes.
     """
 
-    def __init__(self, start: Array, bias: Array | None, damping: float, *, classes: bool = False) -> None:
-        self._start, self._bias, self._damping, self._classes = start, bias, damping, classes
-        self._shown: set[int] = set()
+    def __init__(self, start: Array, bias: Array | None, damping: float) -> None:
+        self._start, self._bias, self._damping = start, bias, damping
         self._folds = [_Sums(start.shape) for _ in range(FOLDS)]
 
     def add(self, fold: int, given: Array, wanted: Array) -> None:
         """x [groups, places, features] and y [groups, places, outputs]."""
         self._folds[fold].add(given, wanted)
-        if self._classes:
-            self._shown.update(map(int, wanted.argmax(axis=-1).reshape(-1)))
 
     def solve(self, constraint: Constraint | None = None) -> Solution:
         """W and b; under a constraint by the least damping, whatever they gain."""
@@ -78,8 +70,7 @@ class LeastSquares:
     def _choose(self, whole: _Sums) -> tuple[float, float]:
         """The damping, and what it gains."""
         judges = {number: fold for number, fold in enumerate(self._folds) if 0 < fold.count < whole.count}
-        few = self._classes and len(self._shown) < _SHOWN * self._start.shape[1] >= _SHOWN * _CLASSES
-        if not judges or few:
+        if not judges:
             return self._damping, 0.0
         rests = {number: whole.without(fold) for number, fold in judges.items()}
         bias = np.zeros(self._start.shape[:2]) if self._bias is None else self._bias

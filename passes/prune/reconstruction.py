@@ -108,7 +108,7 @@ def reconstruct(
         if _refit(old, new, (before, after), len(few), found, kept, settings, rng, constraints.get(new)):
             done += 1
         else:
-            reason = "its error does not fall on samples apart, or they show few of the classes that it scores"
+            reason = "its error does not fall on samples apart"
             declined.append(Declined(new.name or new.op_type, f"it is not refitted: {reason}"))
     return done, tuple(declined)
 
@@ -157,7 +157,7 @@ def _refit(
     other = None if recurrent else _addend(old, new)
     wanted_names = [str(source.name), *([str(other[0].name)] if other else [])]
     found_names = [str(given.name), *([str(other[1].name)] if other else [])]
-    squares = LeastSquares(matrix, _bias_of(new, matrix), settings.damping, classes=_makes_classes(new))
+    squares = LeastSquares(matrix, _bias_of(new, matrix), settings.damping)
     runs = zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True)
     for number, (wanted, have) in enumerate(runs):
         entering = have[str(given.name)]
@@ -179,20 +179,6 @@ def _refit(
         old_bias = constant(new.inputs[2]) if len(new.inputs) > 2 else None
         bias = solution.bias.reshape(-1 if old_bias is None else old_bias.shape).astype(np.float32)
         set_constant(new, 2, bias, base=f"{new.outputs[0].name}/bias")
-    return True
-
-
-def _makes_classes(node: ir.Node) -> bool:
-    """Whether the node makes one row of class scores: an output of the graph, or what Softmax makes one."""
-    value = node.outputs[0]
-    shape = value.shape
-    if node.op_type == "Conv" or shape is None or shape.rank() != 2 or shape[0] != 1:
-        return False
-    while not value.is_graph_output():
-        users = value.consumers()
-        if len(users) != 1 or not is_standard(users[0], "Softmax", "LogSoftmax", "Identity", "Reshape", "Squeeze"):
-            return False
-        value = users[0].outputs[0]
     return True
 
 
