@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from graphopt.targets.tvm.quantized.editor import Editor, copied, shape_of
+from graphopt.targets.tvm.quantized.editor import Editor, copied, put_in_place, shape_of
 from graphopt.targets.tvm.quantized.functions import ELEMENTWISE
 
 LINE = 3  # axes of [batch, channels, length]
@@ -105,10 +105,7 @@ class _Lines:
             node.op_type, inputs, line.dtype, _of_image(shape), name=name, attributes=attributes, layer=node.name
         )
         view = self._reshaped(image, shape, f"{line.name}.line")
-        public = line.name
-        ir.convenience.replace_all_uses_with(line, view, replace_graph_outputs=True)
-        if view.is_graph_output():
-            line.name, view.name = f"{public}.replaced", public
+        put_in_place(line, view)
         self.images[view] = image
 
     def _reshaped(self, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:

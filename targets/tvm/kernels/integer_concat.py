@@ -9,10 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from graphopt.targets.tvm.kernels.integer_depthwise import blocks
+from graphopt.targets.tvm.kernels.integer_elementwise import for_channels
 from graphopt.targets.tvm.kernels.requantize import Instructions, index, vector
 
-VECTOR = 16  # int8 at a time
 PARALLEL_BYTES = 1 << 17
 
 
@@ -34,19 +33,17 @@ def concat_kernel(concat: IntegerConcat, _instructions: Instructions) -> tirx.Pr
         ]
         y = T.arg("y", T.buffer((concat.rows * width,), "int8", layout=None))
 
-        def copy(part: Any, start: Any, at: Any, lanes: int) -> None:
-            T.buffer_store(y, part[vector(start, lanes)], [vector(at, lanes)])
+        def emit_copy(part: Any, start: Any, at: Any, count: int) -> None:
+            def copy(first: Any, lanes: int) -> None:
+                T.buffer_store(y, part[vector(start + first, lanes)], [vector(at + first, lanes)])
+
+            for_channels(count, copy)
 
         loop = T.parallel if concat.rows * width >= PARALLEL_BYTES else T.serial
         with T.sblock("root"), loop(index(concat.rows)) as row:
             before = 0
             for part, each in zip(parts, concat.widths, strict=True):
                 start, at = T.Bind(row * each), T.Bind(row * width + before)
-                if each >= VECTOR:
-                    with T.serial(index(each // VECTOR)) as block:
-                        copy(part, start + block * VECTOR, at + block * VECTOR, VECTOR)
-                for first, lanes in blocks(each):
-                    if lanes < VECTOR:
-                        copy(part, start + first, at + first, lanes)
+                emit_copy(part, start, at, each)
                 before += each
     return builder.get()

@@ -12,6 +12,7 @@ exact, and its multiplier s_a s_b / s_y. So is the sum of a mean. A function of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +101,7 @@ def binary_kernel(binary: IntegerBinary, instructions: Instructions) -> tirx.Pri
         else:
             with T.serial(index(batch)) as image, T.serial(index(pixels)) as pixel:
                 start, other = T.Bind((image * pixels + pixel) * channels), T.Bind(image * channels)
-                for first, lanes in _runs(channels):
-                    if lanes == VECTOR:
-                        with T.serial(index(channels // VECTOR)) as block:
-                            part(start + block * VECTOR, other + block * VECTOR, VECTOR)
-                    else:
-                        part(start + first, other + first, lanes)
+                for_channels(channels, lambda first, lanes: part(start + first, other + first, lanes))
     return builder.get()
 
 
@@ -131,12 +127,7 @@ def mean_kernel(mean: IntegerMean, instructions: Instructions) -> tirx.PrimFunc:
             store(y, image * channels + first, result, lanes)
 
         with T.serial(index(batch)) as image:
-            for first, lanes in _runs(channels):
-                if lanes == VECTOR:
-                    with T.serial(index(channels // VECTOR)) as block:
-                        part(image, block * VECTOR, VECTOR)
-                else:
-                    part(image, index(first), lanes)
+            for_channels(channels, lambda first, lanes: part(image, first, lanes))
     return builder.get()
 
 
@@ -213,10 +204,14 @@ def _narrowed(total: Any, multiplier: float, bounds: Range, instructions: Instru
     return requantize(sums, [by] * len(sums), bounds, instructions)
 
 
-def _runs(channels: int) -> list[tuple[int, int]]:
-    """Where the vectors of each width begin: those of VECTOR only once, for a loop."""
-    found = blocks(channels)
-    return [run for i, run in enumerate(found) if run[1] < VECTOR or i == 0]
+def for_channels(channels: int, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, lanes)` for the channels of a pixel: a loop over vectors, then fewer."""
+    if channels >= VECTOR:
+        with T.serial(index(channels // VECTOR)) as block:
+            body(block * VECTOR, VECTOR)
+    for first, lanes in blocks(channels):
+        if lanes < VECTOR:
+            body(index(first), lanes)
 
 
 def _for_vectors(size: int, body: Any) -> None:

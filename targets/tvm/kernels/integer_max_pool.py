@@ -13,11 +13,10 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from graphopt.targets.tvm.kernels.integer_depthwise import blocks
+from graphopt.targets.tvm.kernels.integer_elementwise import for_channels
 from graphopt.targets.tvm.kernels.requantize import Instructions, index, store, vector
 from graphopt.targets.tvm.kernels.window import Window, padded_input
 
-VECTOR = 16  # int8 at a time
 PARALLEL_READS = 1 << 17
 
 
@@ -55,12 +54,7 @@ def max_pool_kernel(pool: IntegerMaxPool, _instructions: Instructions) -> tirx.P
             with (T.parallel if parallel else T.serial)(index(rows)) as row, T.serial(index(width)) as column:
                 start = T.Bind(image.pixel(*((index(0), row * width + column) if image.contiguous else (row, column))))
                 at = T.Bind((row * width + column) * channels)
-                if channels >= VECTOR:
-                    with T.serial(index(channels // VECTOR)) as block:
-                        greatest(start + block * VECTOR, at + block * VECTOR, VECTOR)
-                for first, lanes in blocks(channels):
-                    if lanes < VECTOR:
-                        greatest(start + first, at + first, lanes)
+                for_channels(channels, lambda first, lanes: greatest(start + first, at + first, lanes))
     return builder.get()
 
 

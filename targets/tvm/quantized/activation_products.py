@@ -17,7 +17,7 @@ from graphopt.targets.tvm.kernels.integer_batch_product import IntegerBatchProdu
 from graphopt.targets.tvm.kernels.requantize import Range, may_be_lifted
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, put_in_place, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
 from graphopt.targets.tvm.quantized.views import View, view_of
@@ -61,10 +61,7 @@ def rewrite_activation_product_to_float(node: ir.Node, editor: Editor) -> str | 
         layer=name,
         domain=DOMAIN,
     )
-    public = replaced.name
-    ir.convenience.replace_all_uses_with(replaced, made, replace_graph_outputs=True)
-    if made.is_graph_output():
-        replaced.name, made.name = f"{public}.replaced", public
+    put_in_place(replaced, made)
     return None
 
 

@@ -22,7 +22,7 @@ from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, 
 from graphopt.targets.tvm.kernels.requantize import Range
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, copied, shape_of
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, copied, put_in_place, shape_of
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, constant
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
@@ -116,10 +116,7 @@ def _quantize_signed(node: ir.Node, editor: Editor) -> tuple[ir.Value, ir.Value]
     )
     producer = made.producer()
     assert producer is not None
-    public, made_scale = scale.name, producer.outputs[1]
-    ir.convenience.replace_all_uses_with(scale, made_scale, replace_graph_outputs=True)
-    if made_scale.is_graph_output():
-        scale.name, made_scale.name = f"{public}.replaced", public
+    put_in_place(scale, producer.outputs[1])
     return made, producer.outputs[2]
 
 
@@ -155,10 +152,7 @@ def _rewrite(node: ir.Node, editor: Editor, signed: dict[ir.Value, tuple[ir.Valu
         layer=name,
         domain=DOMAIN,
     )
-    public = replaced.name
-    ir.convenience.replace_all_uses_with(replaced, made, replace_graph_outputs=True)
-    if made.is_graph_output():
-        replaced.name, made.name = f"{public}.replaced", public
+    put_in_place(replaced, made)
 
 
 def _start(zero_point: ir.Value | None, a: ir.Value, sums: np.ndarray, editor: Editor, name: str) -> ir.Value:

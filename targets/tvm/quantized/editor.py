@@ -26,6 +26,14 @@ def copied(model: ir.Model) -> ir.Model:
     return copy
 
 
+def put_in_place(value: ir.Value, made: ir.Value) -> None:
+    """Let everything that reads `value` read `made`; of an output of the model that takes the name, too."""
+    public = value.name
+    ir.convenience.replace_all_uses_with(value, made, replace_graph_outputs=True)
+    if made.is_graph_output():
+        value.name, made.name = f"{public}.replaced", public
+
+
 class Editor:
     """Puts nodes in front of one node after another, in the order of the graph."""
 
@@ -113,11 +121,7 @@ class Editor:
         natural = final
         if value.dtype == UINT8:
             final = self._shifted(final, 128, UINT8)
-        public = value.name
-        ir.convenience.replace_all_uses_with(value, final, replace_graph_outputs=True)
-        if final.is_graph_output():
-            value.name = self._unused(f"{public}.replaced")
-            final.name = public
+        put_in_place(value, final)
         self._int8[final] = natural
         if channels_last:
             self._channels_last[final] = made

@@ -17,7 +17,7 @@ from graphopt.targets.tvm.kernels.integer_product import PANEL, IntegerProduct, 
 from graphopt.targets.tvm.kernels.requantize import Range
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.conversion import KERNEL
-from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
+from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, put_in_place, shape_of
 from graphopt.targets.tvm.quantized.parameters import Quantized, constant, dequantized
 from graphopt.targets.tvm.quantized.products import (
     NO_VECTOR,
@@ -75,10 +75,7 @@ def rewrite_to_float(node: ir.Node, editor: Editor) -> str | None:
         order = {"perm": [0, len(shape) - 1, *range(1, len(shape) - 1)]}
         made = editor.add("Transpose", [made], ir.DataType.FLOAT, shape, name=f"{name}.first", attributes=order)
     replaced = node.outputs[0]
-    public = replaced.name
-    ir.convenience.replace_all_uses_with(replaced, made, replace_graph_outputs=True)
-    if made.is_graph_output():
-        replaced.name, made.name = f"{public}.replaced", public
+    put_in_place(replaced, made)
     return None
 
 

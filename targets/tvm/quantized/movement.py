@@ -71,8 +71,7 @@ def rewrite_split(cluster: Cluster, editor: Editor) -> str | None:
     bounds = {"begin": before, "end": before + shape[axis]}
     last = len(shape) > 2 and editor.has_channels_last(x.integers)
     if last:
-        shape = [shape[0], *shape[2:], shape[1]]
-        axis = 0 if axis == 0 else len(shape) - 1 if axis == 1 else axis - 1
+        shape, axis = _channels_last(shape, axis)
     source = editor.channels_last(x.integers) if last else editor.int8(x.integers)
     cut = [
         editor.constant(np.array([n], np.int64), f"{cluster.layer}.{k}") for k, n in {**bounds, "axis": axis}.items()
@@ -93,8 +92,7 @@ def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
     axis = node.attributes["axis"].as_int() % len(shape)
     last = len(shape) > 2 and any(editor.has_channels_last(q.integers) for q in parts)
     if last:
-        shape = [shape[0], *shape[2:], shape[1]]
-        axis = 0 if axis == 0 else len(shape) - 1 if axis == 1 else axis - 1
+        shape, axis = _channels_last(shape, axis)
     sources = [editor.channels_last(q.integers) if last else editor.int8(q.integers) for q in parts]
     inputs = [_converted(cluster, editor, q, source) for q, source in zip(parts, sources, strict=True)]
     name, rows = f"{cluster.layer}.int8", math.prod(shape[:-1])
@@ -107,6 +105,11 @@ def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
     made = editor.add("Concat", inputs, INT8, shape, name=name, attributes={"axis": axis}, layer=cluster.layer)
     editor.replace(cluster.result.integers, made, channels_last=last)
     return None
+
+
+def _channels_last(shape: list[int], axis: int) -> tuple[list[int], int]:
+    """A shape and one of its axes, with axis 1 moved to the end."""
+    return [shape[0], *shape[2:], shape[1]], 0 if axis == 0 else (axis - 2) % (len(shape) - 1) + 1
 
 
 def _move(cluster: Cluster, editor: Editor, inputs: list[ir.Value | None], shape: tuple[int, ...]) -> ir.Value:
