@@ -25,14 +25,13 @@ import graphopt
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
-from graphopt.deploy import open_bundle
-from graphopt.deploy.bench import bench
 from graphopt.errors import ModelWarning
 from graphopt.passes.cleanup import DEFAULT as CLEANUP
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.spec import parse_spec
+from tests.benchmarks.measuring import cycles
 from tests.benchmarks.pruning import _data
 from tests.benchmarks.quantization import _distance, _outputs, _score
 from tests.benchmarks.quantization_tasks import TASKS
@@ -82,7 +81,7 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
         runs = _outputs(work, data, data.evaluating, task.outputs)
         with tempfile.TemporaryDirectory() as folder:
             built = graphopt.optimize(work, TARGET, out=Path(folder) / "out", name="net").report
-            cycles = _cycles(Path(folder) / "out", counter)
+            counted = cycles(Path(folder) / "out", TARGET, counter)
         yield Row(
             name,
             chain,
@@ -94,15 +93,8 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
             total(layer_costs(work)).macs / before,
             built["totals"]["after"]["file_bytes"],
             built["library"]["static_bytes"],
-            cycles,
+            counted,
         )
-
-
-def _cycles(bundle: Path, counter: Sequence[str]) -> float | None:
-    if not counter:
-        return None
-    found = bench(open_bundle(bundle), TARGETS.find(TARGET), counter=counter, layers=False)
-    return float(next(iter(found.counts["cycles"].values()))["cycles"])
 
 
 def table(rows: Sequence[Row]) -> str:

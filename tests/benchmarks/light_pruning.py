@@ -1,12 +1,13 @@
 """Prune the onnx package's light models, or the real ones, by 30 % of their MACs, and run what is left in ONNX Runtime.
 
-    python -m tests.benchmarks.light_pruning --out rows.jsonl [--real REAL] [--keep FOLDER]
+    python -m tests.benchmarks.light_pruning --out rows.jsonl [--real REAL] [--keep FOLDER] [--counter COMMAND]
     python -m tests.benchmarks.light_pruning --out rows.jsonl --table
 
 No accuracy is measured (the light models have random weights, `tests.benchmarks.light_models`; for the real ones
 `pruning` does that): channels go by their norm, the same fraction of each group, and nothing is refitted. A model that
-keeps its MACs is there with what stays and why. MACs are counted in the graph that is left. `--keep` saves both graphs,
-to build them and count cycles.
+keeps its MACs is there with what stays and why. MACs are counted in the graph that is left. `--keep` saves both graphs.
+With `--counter` both are built for the target, and COMMAND counts a program after `--`, as for `graphopt bench`; its
+first model of a core gives the cycles. Models that `--out` has in full are not measured again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+import graphopt
 import graphopt.ir as graph_ir
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.execution import Session
@@ -35,6 +39,7 @@ from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.spec import parse_spec
 from tests.benchmarks.inputs import CASES
 from tests.benchmarks.light_models import FOLDER, randomize
+from tests.benchmarks.measuring import cycles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Row:
     """MACs before and after; reasons: of layers that keep their channels, with how many there are of each.
 
     refused: why the model was not read, or cannot be counted; empty if it was pruned as far as it goes.
+    cycles_before, cycles_after: estimated for the two bundles; None without a counter.
     """
 
     model: str
@@ -51,6 +57,8 @@ class Row:
     seconds: float
     reasons: dict[str, int]
     refused: str = ""
+    cycles_before: float | None = None
+    cycles_after: float | None = None
 
 
 def light(file: Path) -> ir.Model:
@@ -67,7 +75,14 @@ def real(file: Path) -> ir.Model:
     return model
 
 
-def measure(file: Path, load: Callable[[Path], ir.Model], ratio: float, target: str, keep: Path | None) -> Row:
+def measure(
+    file: Path,
+    load: Callable[[Path], ir.Model],
+    ratio: float,
+    target: str,
+    keep: Path | None,
+    counter: Sequence[str],
+) -> Row:
     """One model."""
     try:
         model = load(file)
@@ -78,6 +93,7 @@ def measure(file: Path, load: Callable[[Path], ir.Model], ratio: float, target: 
     before = total(layer_costs(model)).macs
     if keep is not None:
         graph_ir.save(model, keep / f"{file.stem}.onnx")
+    cycles_before = _cycles(model, target, counter)
     start = time.perf_counter()
     spec = parse_spec(f"prune-channels{{ratio={ratio},importance=l2,allocation=uniform,reconstruct=false}}")
     result = spec.run(model, PassContext(target=TARGETS.find(target)))
@@ -90,20 +106,45 @@ def measure(file: Path, load: Callable[[Path], ir.Model], ratio: float, target: 
         outputs = session.run(next(iter(probe_samples(model, 0, 1))))
     finite = all(bool(np.isfinite(array).all()) for array in outputs.values())
     reasons = Counter(each.reason.partition(": ")[2] or each.reason for each in result.declined)
-    return Row(file.stem, before, total(layer_costs(model)).macs, finite, seconds, dict(reasons))
+    after = total(layer_costs(model)).macs
+    cycles_after = _cycles(model, target, counter)
+    return Row(file.stem, before, after, finite, seconds, dict(reasons), "", cycles_before, cycles_after)
 
 
-def table(rows: list[Row]) -> str:
+def _cycles(model: ir.Model, target: str, counter: Sequence[str]) -> float | None:
+    if not counter:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        graphopt.optimize(graph_ir.clone(model), target, out=Path(folder) / "out", name="net")
+        return cycles(Path(folder) / "out", target, counter)
+
+
+def table(rows: Iterable[Row]) -> str:
     """As Markdown; the last row of a model counts."""
-    lines = ["| model | MACs, million | left | s | what stays |", "| --- | ---: | ---: | ---: | --- |"]
+    head = ("model", "MACs, million", "left", "M cycles before", "after", "left", "s", "what stays")
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * 6 + " --- |"]
     for row in {row.model: row for row in rows}.values():
         if row.refused:
-            lines.append(f"| {row.model} | | | | {row.refused} |")
+            lines.append(f"| {row.model} |" + " |" * 6 + f" {row.refused} |")
             continue
         stays = "; ".join(f"{reason} ({count})" for reason, count in row.reasons.items())
-        figures = f"{row.before / 1e6:,.0f} | {row.after / row.before:.3f} | {row.seconds:.1f}"
+        figures = f"{row.before / 1e6:,.2f} | {row.after / row.before:.3f} | {_ratio(row)} | {row.seconds:.1f}"
         lines.append(f"| {row.model} | {figures} | {stays} |")
     return "\n".join(lines)
+
+
+def _ratio(row: Row) -> str:
+    if row.cycles_before is None or row.cycles_after is None:
+        return " | | "
+    left = row.cycles_after / row.cycles_before
+    return f"{row.cycles_before / 1e6:,.3f} | {row.cycles_after / 1e6:,.3f} | {left:.3f}"
+
+
+def _finished(file: Path, *, counted: bool) -> list[Row]:
+    """The rows of a file that need no more measuring; none if there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows = [Row(**json.loads(line)) for line in lines]
+    return [row for row in rows if row.refused or row.cycles_after is not None or not counted]
 
 
 def main() -> None:
@@ -115,17 +156,20 @@ def main() -> None:
     parser.add_argument("--target", default="cortex-a76", help="whose multiple of channels is kept")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="names without .onnx")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="save the graphs")
+    parser.add_argument("--counter", default="", metavar="COMMAND", help="counts a program that follows it")
     parser.add_argument("--table", action="store_true", help="print the table of --out, and measure nothing")
     options = parser.parse_args()
     if options.table:
-        print(table([Row(**json.loads(line)) for line in options.out.read_text(encoding="utf-8").splitlines()]))
+        print(table(_finished(options.out, counted=False)))
         return
     warnings.simplefilter("ignore", ModelWarning)
     folder, load = (FOLDER, light) if options.real is None else (options.real / "models", real)
+    counter = shlex.split(options.counter)
+    finished = {row.model for row in _finished(options.out, counted=bool(counter))}
     for file in sorted(folder.glob("*.onnx")):
-        if options.only and file.stem not in options.only:
+        if file.stem in finished or (options.only and file.stem not in options.only):
             continue
-        row = measure(file, load, options.ratio, options.target, options.keep)
+        row = measure(file, load, options.ratio, options.target, options.keep, counter)
         with options.out.open("a", encoding="utf-8") as out:
             out.write(json.dumps(dataclasses.asdict(row)) + "\n")
         left = row.refused or f"{row.after / row.before:.3f} of the MACs, finite: {row.finite}"

@@ -18,6 +18,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphopt.deploy import open_bundle
+from graphopt.deploy.bench import bench
+from graphopt.pipeline.registry import TARGETS
+
 TOLERANCE = 1e-4  # of an output's range
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +73,14 @@ def graphopt(arguments: Sequence[str], *, limit: float = 3600) -> Finished:
         out.seek(0)
         err.seek(0)
         return Finished(process.returncode, out.read(), err.read(), seconds, usage.ru_maxrss * 1024)
+
+
+def cycles(bundle: Path, target: str, counter: Sequence[str]) -> float | None:
+    """Of one inference on zeros, as the counter's first model of a core estimates them; None without a counter."""
+    if not counter:
+        return None
+    found = bench(open_bundle(bundle), TARGETS.find(target), counter=counter, layers=False)
+    return float(next(iter(found.counts["cycles"].values()))["cycles"])
 
 
 def measure(
