@@ -184,7 +184,8 @@ class Factorize(Pass):
         for each in found:
             spread = spread_of(each, observed)
             if spread.covariance is None and context.calibration is not None and self.whitened and not each.lookup:
-                declined.append(Declined(each.name, "it sums over too many numbers: its rank is chosen by its weight"))
+                why = "its weight is read both ways" if each.both_ways else "it sums over too many numbers"
+                declined.append(Declined(each.name, f"{why}: its rank is chosen by its weight"))
             covariance = spread.covariance if self.whitened else None
             along = directions(each.matrix, covariance, spread.common if self.whitened else None)
             result = candidate(

@@ -7,7 +7,8 @@ An LSTM, GRU or RNN multiplies its whole input by W before the loop over time: t
 and directions at once. R is in the loop, where a second product would wait for the first: it stays. An embedding, a
 Gather of rows of a table, is W times one-hot columns: a table of r columns, and a product. That saves bytes, not time.
 
-Nodes that read one weight in the same way are one layer: they get the same factors.
+Nodes that read one weight are one layer, and get the same factors: W = A B serves a Gather or a product with W as A and
+then B, and a Gemm with Wᵀ as Bᵀ and then Aᵀ. (A Transpose of a constant is a weight of its own, after clean-up.)
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Layer:
     winograd: whether it is a window that Winograd's algorithm serves.
     biased: whether a constant takes up a mean, or may.
     lookup: whether it is an embedding.
-    sharing: where several nodes read the weight, each of them by itself, this one first.
+    sharing: where several nodes read the weight, each of them by itself, this one first, and lookups last.
     """
 
     node: ir.Node
@@ -78,7 +79,12 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one run, of all nodes."""
-        return 0 if self.lookup else int(self.matrix.size) * sum(each.places for each in self.uses)
+        return int(self.matrix.size) * sum(each.places for each in self.uses if not each.lookup)
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether some nodes multiply by the weight, and others by its transpose."""
+        return len({is_turned(each.node) for each in self.uses if not each.lookup}) > 1
 
     @property
     def product(self) -> Product:
@@ -117,10 +123,8 @@ def layers(graph: ir.Graph, exclude: tuple[str, ...]) -> tuple[list[Layer], list
         if reason := _conflict(value, nodes):
             declined |= dict.fromkeys(nodes, reason)
         else:
-            parts = tuple(found[node] for node in nodes)
-            found[nodes[0]] = replace(parts[0], sharing=parts)
-            for node in nodes[1:]:
-                del found[node]
+            parts = tuple(sorted((found.pop(node) for node in nodes), key=lambda part: part.lookup))
+            found[parts[0].node] = replace(parts[0], sharing=parts)
     reasons = [Declined(layer_name(node), reason) for node, reason in declined.items()]
     return [layer for node, layer in found.items() if node not in declined], reasons
 
@@ -139,10 +143,15 @@ def _conflict(value: ir.Value, nodes: list[ir.Node]) -> str:
     )
 
 
+def is_turned(node: ir.Node) -> bool:
+    """Whether a node multiplies columns by its weight as it is stored; the others of matrices by its transpose."""
+    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+
+
 def _kind(node: ir.Node) -> tuple[str, bool]:
-    """Nodes of the same kind have the same matrix for the same weight, and split into factors of the same shapes."""
-    if node.op_type in ("Gemm", "MatMul"):
-        return "product", node.attributes.get_int("transB", 0) != 0
+    """Nodes of the same kind have the same matrix for the same weight, or its transpose, and split alike."""
+    if node.op_type in ("Gather", "Gemm", "MatMul"):
+        return "matrix", False
     return node.op_type, node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
 
 

@@ -46,13 +46,12 @@ class Svd:
         return directions(matrix, covariance).projected(matrix, rank)
 
     def products(self, rank: int, use: Layer) -> Sequence[Product]:
-        layer = self.layer
-        outputs, features = layer.matrix.shape
+        outputs, features = use.matrix.shape
         first = Product(rank, features, use.places, use.line, use.winograd, use.lookup)
         return (first, Product(outputs, rank, use.places))
 
     def split(self, graph: ir.Graph, node: ir.Node, rank: int) -> None:
-        if self.layer.lookup:
+        if node.op_type == "Gather":
             splitting.split_embedding(graph, node, rank)
         elif node.op_type in RECURRENT:
             splitting.split_recurrent(graph, node, rank)

@@ -17,7 +17,7 @@ from graphopt.ir import clone
 from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import remove_unused_constant, set_constant
 from graphopt.passes.factorize.form import Method
-from graphopt.passes.factorize.layers import Layer
+from graphopt.passes.factorize.layers import Layer, is_turned
 from graphopt.passes.factorize.ranks import Candidate, Choice
 from graphopt.passes.quantize.patches import from_matrix
 from graphopt.pipeline.base import Progress
@@ -88,17 +88,19 @@ def _interpolated(each: Candidate, measured: Mapping[int, float]) -> Array:
 def lower(nodes: Sequence[ir.Node], layer: Layer, choice: Choice, means: Sequence[Array | None]) -> None:
     """Give `nodes`, which stand for the layer's uses, the matrix that is chosen: one weight for all."""
     index, matrix = layer.weight_index, layer.matrix
+    turned = is_turned(nodes[0])
     before = constant(nodes[0].inputs[index])
     if before is None:
         return
     lowered = choice.form.projected(matrix, choice.rank)
     weight = lowered.T if layer.lookup else from_matrix(nodes[0], lowered[None], before.shape)
     set_constant(nodes[0], index, np.ascontiguousarray(weight, np.float32))
-    old = nodes[-1].inputs[index]
-    for node, mean in zip(nodes, means, strict=True):
-        node.replace_input_with(index, nodes[0].inputs[index])
+    old = nodes[-1].inputs[layer.uses[-1].weight_index]
+    for node, use, mean in zip(nodes, layer.uses, means, strict=True):
+        node.replace_input_with(use.weight_index, nodes[0].inputs[index])
         if mean is not None:
-            _shift_bias(node, (matrix - lowered) @ mean)
+            lost = matrix - lowered
+            _shift_bias(node, (lost if is_turned(node) == turned else lost.T) @ mean)
     if old is not None:
         remove_unused_constant(old)
 

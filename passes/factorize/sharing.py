@@ -1,7 +1,9 @@
 """Layers whose weight several nodes read: one covariance, and the same factors for all.
 
 What all nodes lose together is Σ n E‖(W − W') x‖² over nodes with n places each, so their covariances add up, weighted
-by places. Each node takes up the mean of what it loses by its own bias. A refit would make the weights differ.
+by places. An embedding of m rows, each as likely, reads I / m, whichever way the others read it. With Wᵀ among the
+products too, covariances would stand on both sides of W, and its rank is chosen by the weight alone. Each node takes up
+the mean of what it loses by its own bias. A refit would make the weights differ.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import onnx_ir as ir
 
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.factorize.form import Form
-from graphopt.passes.factorize.layers import Layer
+from graphopt.passes.factorize.layers import Layer, is_turned
 from graphopt.passes.prune.readers import Reader
 
 Array = np.ndarray[Any, Any]
@@ -38,40 +40,47 @@ class Spread:
 def spread_of(layer: Layer, observed: Mapping[ir.Node, Reader]) -> Spread:
     """Of a layer whose uses were observed, or were not."""
     uses = layer.uses
-    readers = [observed[use.node] for use in uses if use.node in observed]
-    if len(readers) < len(uses):
+    products = [use for use in uses if not use.lookup]
+    if not products or any(use.node not in observed for use in products):
         return Spread(None, None, (None,) * len(uses))
-    places = sum(use.places for use in uses)
-    covariance, common = np.zeros_like(readers[0].gram[0]), []
-    means: list[Array | None] = []
-    for use, reader in zip(uses, readers, strict=True):
-        weight, gram, mean = use.places / places, reader.gram[0], reader.mean[0]
-        covariance += weight * (gram - np.outer(mean, mean) if use.biased else gram)
-        means.append(mean if use.biased else None)
-        if not use.biased:
-            common.append(np.sqrt(weight) * mean)
-    return Spread(covariance, np.stack(common) if common else None, tuple(means))
+    means = tuple(observed[use.node].mean[0] if use.biased else None for use in uses)
+    if layer.both_ways:
+        return Spread(None, None, means)
+    places, features = sum(use.places for use in uses), layer.matrix.shape[1]
+    covariance, common = np.zeros((features, features)), []
+    for use, mean in zip(uses, means, strict=True):
+        weight = use.places / places
+        if use.lookup:
+            covariance += weight * np.eye(features) / use.matrix.shape[1]
+            continue
+        reader = observed[use.node]
+        covariance += weight * (reader.gram[0] if mean is None else reader.gram[0] - np.outer(mean, mean))
+        if mean is None:
+            common.append(np.sqrt(weight) * reader.mean[0])
+    return Spread(covariance, np.stack(common) if common else None, means)
 
 
 def split_all(graph: ir.Graph, nodes: Sequence[ir.Node], form: Form, rank: int) -> None:
     """Rewrite nodes with one weight of the rank; the factors are stored once."""
     first: list[ir.Node] = []
+    turned = is_turned(nodes[0])
     for node in nodes:
-        known = set(graph)
+        known, is_alike = set(graph), is_turned(node) == turned
         form.split(graph, node, rank)
         made = [each for each in graph if each not in known or each is node]
         if not first:
             first = made
             continue
-        for one, other in zip(first, made, strict=True):
-            _share(one, other)
+        factors = [_factor(one)[1] for one in first]
+        for other, factor in zip(made, factors if is_alike else reversed(factors), strict=True):
+            index, mine = _factor(other)
+            other.replace_input_with(index, factor)
+            remove_unused_constant(mine)
 
 
-def _share(one: ir.Node, other: ir.Node) -> None:
-    """Let `other` read the factor that `one` reads."""
-    for index, value in enumerate(one.inputs[:2]):
-        mine = other.inputs[index]
-        if value is None or mine is None or not (value.is_initializer() and mine.is_initializer()):
-            continue
-        other.replace_input_with(index, value)
-        remove_unused_constant(mine)
+def _factor(node: ir.Node) -> tuple[int, ir.Value]:
+    """The constant that a node multiplies by or looks up in, and which of its inputs that is."""
+    for index, value in enumerate(node.inputs[:2]):
+        if value is not None and value.is_initializer():
+            return index, value
+    raise ValueError(f"{node.op_type} '{node.name}' is no factor")

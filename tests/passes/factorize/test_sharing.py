@@ -102,8 +102,6 @@ def test_gathers_of_one_table_share_factors() -> None:
 @pytest.mark.parametrize(
     ("second", "width", "reason"),
     [
-        ("b = MatMul (v, w)", 64, "its weight is shared by 'gemm_0' and 'matmul_2', which read it in different ways"),
-        ("b = Gemm (v, w)", 64, "its weight is shared by 'gemm_0' and 'gemm_2', which read it in different ways"),
         ("b = Add (v, w)", 48, "its weight is shared with 'add_2', which stays"),
         (
             "t = Transpose (v) b = Gemm <transA = 1, transB = 1> (t, w)",
@@ -115,6 +113,12 @@ def test_gathers_of_one_table_share_factors() -> None:
 def test_what_reads_the_weight_in_another_way_keeps_it_whole(second: str, width: int, reason: str) -> None:
     outcome = factored(towers(low(64, 48, 4), second, width), Factorize(ratio=0.5))
     assert not outcome.result.changed and outcome.reasons()["gemm_0"] == reason
+
+
+def test_a_window_with_written_padding_and_one_with_automatic_padding_stay_whole() -> None:
+    model = pictures(low(16, 144, 2).reshape(16, 16, 3, 3), "pads = [1,1,1,1]", 'auto_pad = "SAME_UPPER"')
+    reason = "its weight is shared by 'conv_0' and 'conv_2', which read it in different ways"
+    assert factored(model, Factorize(ratio=0.5)).reasons() == {"conv_0": reason, "conv_2": reason}
 
 
 def test_a_weight_that_the_model_gives_away_stays_whole() -> None:
