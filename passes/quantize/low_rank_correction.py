@@ -1,7 +1,7 @@
 """Coarser blocks and a correction of low rank, W ≈ R + U V, in place of finer blocks: where bytes and error both win.
 
-Bytes are those of the model's file: of the weights, and of the nodes and names of a correction, more than small layers
-save.
+Bytes are those of the weights, and what a correction takes beside them, more than small layers save: in the model's
+file nodes and names, in the compiled library the code of two more kernels, whichever is more.
 
 R is integers in blocks, U V what they lose, in turns (Y. Li and others, LoftQ, 2023), with the covariance G of what the
 layer reads as the measure (C. Zhang and others, LQER, 2024), G = I without data:
@@ -29,6 +29,9 @@ Array = np.ndarray[Any, Any]
 _COARSER = (2, 4, 8)  # times the block that is asked for
 _ROUNDS = 4
 _FACTOR_BITS, _FACTOR_BLOCK = 8, 32
+_RANKS = 8  # kernels store a rank that is no multiple of this as the next one
+# Of the kernels of a correction: 1,540 to 6,784 bytes for six layers, ranks 4 to 24 and five targets (ADR 14).
+KERNEL_BYTES = 7000
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def correct(
     Args:
         weight: of a MatMul or Gemm, float32, a matrix.
         covariance: [features, features].
-        more: bytes that a correction takes beside its weights.
+        more: bytes that a correction takes beside its weights, of the model's file or of the library.
     """
     lost = error_of(node, weight, dequantize_blocks(plain), covariance)
     found = [
@@ -80,7 +83,7 @@ def correct(
         if (made := _at(node, weight, plain, times * plain.block, covariance, more, bits=bits, symmetric=symmetric))
     ]
     if not found:
-        return f"coarser blocks leave no bytes for a correction, whose nodes take {more}"
+        return f"coarser blocks leave no bytes for a correction, whose nodes or kernels take {more}"
     best = min(found, key=lambda each: each.error)
     if best.error < lost:
         return best
@@ -136,11 +139,12 @@ def _factor(array: Array) -> Blocks:
 
 
 def _largest_rank(spare: int, shape: tuple[int, ...]) -> int:
-    """Of factors that take fewer than `spare` bytes."""
+    """Of factors that take fewer than `spare` bytes, as kernels store them."""
     outputs, features = shape
     scale = np.dtype(np.float32).itemsize
 
     def taken(rank: int) -> int:
+        rank = -(-rank // _RANKS) * _RANKS
         scales = -(-features // _FACTOR_BLOCK) * rank + -(-rank // _FACTOR_BLOCK) * outputs
         return rank * (outputs + features) + scale * scales
 

@@ -8,7 +8,8 @@ fuses the pair into MatMulNBits, which also rounds activations to 8 bits unless 
 `session.qdq_matmulnbits_accuracy_level` is 1.
 
 With `low_rank`, coarser blocks and a correction of low rank take the place of a weight's blocks, y = x R + (x U) V,
-where the file takes fewer bytes and loses less (`low_rank_correction`); calibration data, if any, say what counts.
+where file and library take fewer bytes and lose less (`low_rank_correction`). Calibration data, if any, say what
+counts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from graphopt.passes.cleanup.constants import layer_name, remove_unused_constant
 from graphopt.passes.prune.readers import MOST_FEATURES, Reader, observe
 from graphopt.passes.quantize.block_insertion import bytes_of_nodes, insert_blocks, insert_correction
 from graphopt.passes.quantize.blocks import BITS, Blocks, dequantize_blocks, quantize_blocks
-from graphopt.passes.quantize.low_rank_correction import Correction, correct
+from graphopt.passes.quantize.low_rank_correction import KERNEL_BYTES, Correction, correct
 from graphopt.passes.quantize.opset import at_least
 from graphopt.passes.quantize.patches import to_matrix
 from graphopt.passes.quantize.serving import check_served
@@ -129,7 +130,7 @@ class QuantizeWeights(Pass):
         if not self.block or alpha != 1 or node.attributes.get_int("transA", 0) != 0:
             return "it needs blocks, and a product without a scale and a transposed operand"
         covariance = None if reader is None else reader.gram[0]
-        more = bytes_of_nodes(node, array, blocks)
+        more = max(bytes_of_nodes(node, array, blocks), KERNEL_BYTES)
         return correct(node, array, blocks, covariance, more, bits=self.bits, symmetric=self.symmetric)
 
     def _plan(self, model: ir.Model) -> tuple[dict[ir.Node, int], tuple[Declined, ...]]:
