@@ -62,6 +62,16 @@ def test_equal_layers_share_one_kernel_and_keep_their_own_nodes() -> None:
     assert len({call.function for call in low.calls}) == 1
 
 
+def test_calls_behind_a_reshape_without_a_kernel_name_their_own_nodes() -> None:
+    model = parse("""
+        <ir_version: 9, opset_import: ["" : 17]>
+        net (float[1,4,6,6] x, float[36,8] w, float[8,4] v) => (float[1,4] y) <int64[2] s = {1, 36}>
+        { p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)  f = Reshape(p, s)
+          a = MatMul(f, w)  b = Relu(a)  y = MatMul(b, v) }
+    """)
+    assert [call.nodes for call in lowered(model).calls] == [(0,), (2, 3), (4,)]
+
+
 def test_a_residual_block_equals_onnxruntime() -> None:
     _agrees(parse(RESIDUAL))
 
