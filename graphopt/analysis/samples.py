@@ -36,7 +36,7 @@ class Samples:
 
     def __init__(self, arrays: Mapping[str, Array], rows: Mapping[str, int]) -> None:
         self._source: Source = Stacked(arrays, rows)
-        self._count = len(self._source)
+        self._start, self._count = 0, len(self._source)
 
     @classmethod
     def of(cls, source: Source) -> Self:
@@ -49,20 +49,25 @@ class Samples:
         return self._count
 
     def __iter__(self) -> Iterator[Feeds]:
-        return self._source.read(0, self._count)
+        return self._source.read(self._start, self._start + self._count)
 
     def __getitem__(self, index: int) -> Feeds:
         """The feeds of one sample. Raises IndexError beyond the last."""
         if not 0 <= index < self._count:
             raise IndexError(f"sample {index} of {self._count}")
-        (feeds,) = self._source.read(index, index + 1)
+        (feeds,) = self._source.read(self._start + index, self._start + index + 1)
         return feeds
 
     def first(self, count: int) -> Self:
         """The first `count` samples, or all if there are fewer."""
-        fewer = self.of(self._source)
-        fewer._count = min(count, self._count)
-        return fewer
+        return self.part(0, count)
+
+    def part(self, start: int, count: int) -> Self:
+        """`count` samples from the `start`-th on, or as many of these as there are."""
+        some = self.of(self._source)
+        some._start = self._start + min(start, self._count)
+        some._count = min(count, self._count - min(start, self._count))
+        return some
 
 
 def load_samples(

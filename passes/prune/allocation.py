@@ -156,13 +156,15 @@ def _give_back(
     target: float,
     at: list[int],
 ) -> None:
-    """Lower levels of `at` while the target stays met, in each turn that of the group which recovers most."""
+    """Lower levels of `at` while the target stays met, in each turn that of the group which recovers most: units that
+    seem to cost nothing stay, too.
+    """
 
     def met(number: int, level: int) -> bool:
         return budget.left(_after(candidates, kept, [*at[:number], level, *at[number + 1 :]])) <= target
 
     while True:
-        best, step = 0.0, None
+        best, step = -1.0, None
         for number, loss in enumerate(losses):
             level = bisect.bisect_left(range(at[number]), True, key=functools.partial(met, number))
             if level < at[number] and loss[at[number]] - loss[level] > best:

@@ -28,6 +28,7 @@ import onnx_ir as ir
 from graphopt.analysis.channels import Channels, Group, Role, Slot
 from graphopt.ir.reading import constant, is_standard
 from graphopt.passes.prune.readers import Reader, blocks
+from graphopt.passes.prune.surgeon import eliminate
 
 Array = np.ndarray[Any, Any]
 
@@ -206,56 +207,5 @@ _OF_FEATURES: Mapping[Importance, Callable[[Reader], Array]] = {
 
 
 def _surgeon(group: Group, readers: list[Reader]) -> Ranking:
-    """One unit after the other goes, the one that the readers miss least; W and G⁻¹ follow."""
-    states = [_State(reader, group) for reader in readers]
-    left = np.ones(group.width, bool)
-    order, scores = [], []
-    for _ in range(group.width):
-        losses = np.zeros(group.width)
-        for state in states:
-            losses += state.losses(left)
-        losses[~left] = np.inf
-        number = int(np.argmin(losses))
-        left[number] = False
-        for state in states:
-            state.remove(number)
-        order.append(number)
-        scores.append(float(losses[number]) / len(states))
-    rising = np.maximum.accumulate(scores) * float(np.mean([state.energy for state in states]))
-    return Ranking(group.units[np.array(order)], np.maximum.accumulate(np.cumsum(scores)), rising)
-
-
-class _State:
-    """Of one reader while units go: W, and G⁻¹, by group."""
-
-    def __init__(self, reader: Reader, group: Group) -> None:
-        gram = reader.gram
-        self._weights = reader.matrix.copy()
-        self._inverse = np.linalg.inv(gram)
-        self.energy = max(float(np.einsum("gof,gfh,goh->", reader.matrix, gram, reader.matrix, optimize=True)), 1e-30)
-        self._blocks: dict[int, list[tuple[int, Array]]] = {}
-        for number, part, features in blocks(reader, group.units):
-            self._blocks.setdefault(number, []).append((part, features))
-
-    def losses(self, left: Array) -> Array:
-        """tr(W_S ([G⁻¹]_SS)⁻¹ W_Sᵀ) of each unit, of the energy of the output."""
-        found = np.zeros(len(left))
-        for number, parts in self._blocks.items():
-            if left[number]:
-                for part, features in parts:
-                    weights = self._weights[part][:, features]
-                    block = self._inverse[part][np.ix_(features, features)]
-                    found[number] += float(np.sum(weights * np.linalg.solve(block, weights.T).T))
-        return found / self.energy
-
-    def remove(self, number: int) -> None:
-        """Refit W without the unit, and take its rows and columns out of G⁻¹."""
-        for part, features in self._blocks.get(number, ()):
-            inverse, weights = self._inverse[part], self._weights[part]
-            block = inverse[np.ix_(features, features)]
-            gain = np.linalg.solve(block, inverse[features])
-            weights -= weights[:, features] @ gain
-            inverse -= inverse[:, features] @ gain
-            weights[:, features] = 0
-            inverse[features], inverse[:, features] = 0, 0
-            inverse[features, features] = 1  # so that nothing divides by zero
+    order, scores, energy = eliminate(group, readers)
+    return Ranking(group.units[order], np.maximum.accumulate(np.cumsum(scores)), np.maximum.accumulate(scores) * energy)

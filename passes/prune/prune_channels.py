@@ -8,40 +8,41 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.channels import Channels, Group, Labels, channels
+from graphopt.analysis.channels import Channels, Group, channels
 from graphopt.analysis.quantization import quantized_node
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
 from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
 from graphopt.passes.prune.budget import Budget, Saving
+from graphopt.passes.prune.costs import costs_of, fractions_left, kernels_of, missed_by, uncounted
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut
 from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
+from graphopt.passes.prune.numbering import keys, numbers_in
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
 from graphopt.passes.prune.surgery import remove_units
+from graphopt.passes.prune.variants import AS_IT_IS, REFITTED, Parts, Variant, judging, least, parted, refusal
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec
 
 Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.prune-channels."  # metadata: with the name of a saving, what the model cost before it was pruned
-_WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by `_keys`, as JSON
+_WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by `keys`, as JSON
 _HELD = "graphopt.prune-channels.held"  # the limit and the options of a run that removed less than asked, to hold it
 _EXHAUSTED = "graphopt.prune-channels.exhausted"  # the options of a run that fell short of its ratio
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
@@ -136,18 +137,18 @@ class PruneChannels(Pass):
         return held.result
 
     def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
-        costs = _costs(model, context)
+        costs = costs_of(model, context)
         record = {kind: float(model.metadata_props.get(_RECORD + kind.value, costs[kind])) for kind in Saving}
         before, start = costs[self.saving], record[self.saving]
         aim = (1 - self.ratio) * start
         if before == 0:
-            reason = f"none of its {self.saving.value} can be counted: {_uncounted(model.graph)}"
+            reason = f"none of its {self.saving.value} can be counted: {uncounted(model.graph)}"
             return PassResult(False, declined=(Declined("model", reason),))
         if self.ratio == 0 or before <= aim * (1 + _CLOSE):
-            return PassResult(False, _left(costs, record, self.saving))
+            return PassResult(False, fractions_left(costs, record, self.saving))
         if model.metadata_props.get(_EXHAUSTED) == self._limits(context):
             return PassResult(
-                False, _left(costs, record, self.saving) | {"short-of-target": _short(before, start, aim)}
+                False, fractions_left(costs, record, self.saving) | {"short-of-target": missed_by(before, start, aim)}
             )
         plan = self if context.calibration is not None else self._without_data()
         statistics: dict[str, int | float | str] = {
@@ -157,26 +158,30 @@ class PruneChannels(Pass):
         declined: dict[Declined, None] = {}
         original = clone(model)
         whole = channels(original.graph, hidden_width=self.hidden_width)
-        widths = {key: group.width for key, group in zip(_keys(whole.groups), whole.groups, strict=True)}
+        widths = {key: group.width for key, group in zip(keys(whole.groups), whole.groups, strict=True)}
         widths |= json.loads(model.metadata_props.get(_WIDTHS, "{}"))
         kept = np.ones(whole.count, bool)
+        samples = context.calibration
+        parts = None if samples is None else parted(samples, self.samples, self.measured)
         for step in range(1, self.steps + 1):
             found = channels(model.graph, hidden_width=self.hidden_width)
             wanted = before * (aim / before) ** (step / self.steps)
-            stays, refused = plan._choose(model, found, wanted, widths, context)
+            choices, refused = plan._choose(model, found, wanted, widths, parts, context)
             declined |= dict.fromkeys(refused)
-            if stays.all():
+            made = plan._variants(original, model, whole, kept, choices, parts, context)
+            best = next(made, None)
+            if best is None:
                 break
-            kept[_numbers_in(whole, kept, found)[~stays]] = False
-            remove_units(model.graph, found, ~stays)
-            refresh_shapes(model)
-            if plan.reconstruct and context.calibration is not None:
-                few = affordable(original, model, context.calibration.first(self.samples))
-                settings = Settings(self._places_in(few), self.damping, context.seed)
-                _, refused = reconstruct(original, model, whole, kept, few, settings, context.progress)
-                declined |= dict.fromkeys(refused)
+            if parts is not None and plan.reconstruct:
+                sensitivity = judging(original, parts.apart, self.sensitivity)
+                measure = measure_of(original, parts.apart, sensitivity, context.labels, parts.start)
+                best, judged = least(best, made, measure)
+                statistics |= {"variant": best.name, "held-out-samples": len(parts.apart), **judged}
+                declined |= dict.fromkeys(refusal(best, judged, len(parts.apart)))
+            declined |= dict.fromkeys(best.refused)
+            model.graph, kept = best.model.graph, best.kept
         gone = int((~kept).sum())
-        costs = _costs(model, context)
+        costs = costs_of(model, context)
         short = costs[self.saving] > aim * (1 + _CLOSE)
         if gone:
             for kind in Saving:
@@ -185,9 +190,9 @@ class PruneChannels(Pass):
             model.metadata_props.pop(_EXHAUSTED, None)
             if short:
                 model.metadata_props[_EXHAUSTED] = self._limits(context)
-        statistics |= {"units-removed": gone, **_left(costs, record, self.saving)}
+        statistics |= {"units-removed": gone, **fractions_left(costs, record, self.saving)}
         if short and gone:
-            statistics["short-of-target"] = _short(costs[self.saving], start, aim)
+            statistics["short-of-target"] = missed_by(costs[self.saving], start, aim)
         return PassResult(gone > 0, statistics, tuple(declined))
 
     def _limits(self, context: PassContext) -> str:
@@ -226,18 +231,54 @@ class PruneChannels(Pass):
         allocation = Allocation.UNIFORM if self.allocation is Allocation.SENSITIVITY else self.allocation
         return replace(self, importance=importance, allocation=allocation, reconstruct=False)
 
+    def _variants(
+        self,
+        original: ir.Model,
+        model: ir.Model,
+        whole: Channels,
+        kept: Array,
+        choices: Iterable[tuple[str, Array]],
+        parts: Parts | None,
+        context: PassContext,
+    ) -> Iterator[Variant]:
+        """`model` with what stays by each of the choices, refitted if it should be, and as it is."""
+        for name, stays in choices:
+            if stays.all():
+                continue
+            pruned = clone(model)
+            found = channels(pruned.graph, hidden_width=self.hidden_width)
+            left = kept.copy()
+            left[numbers_in(whole, kept, found)[~stays]] = False
+            remove_units(pruned.graph, found, ~stays)
+            refresh_shapes(pruned)
+            if self.reconstruct and parts is not None:
+                refitted = clone(pruned)
+                few = affordable(original, refitted, parts.fitting)
+                settings = Settings(self._places_in(few), self.damping, context.seed)
+                _, refused = reconstruct(original, refitted, whole, left, few, settings, context.progress)
+                yield Variant(name + REFITTED, refitted, left, plain=False, refused=refused)
+            yield Variant(name + AS_IT_IS, pruned, left, plain=True)
+
     def _choose(
-        self, model: ir.Model, found: Channels, target: float, widths: Mapping[str, int], context: PassContext
-    ) -> tuple[Array, tuple[Declined, ...]]:
-        """The units that stay, bool [count], so that `target` is left. `widths` before pruning, by `_keys`."""
+        self,
+        model: ir.Model,
+        found: Channels,
+        target: float,
+        widths: Mapping[str, int],
+        parts: Parts | None,
+        context: PassContext,
+    ) -> tuple[Iterator[tuple[str, Array]], tuple[Declined, ...]]:
+        """The units that stay, bool [count], so that `target` is left: shared out by losses of readers that are
+        refitted, then, where it differs, by those of readers that are not. `widths` before pruning, by `keys`.
+        """
         groups, declined = self._free(found)
-        budget = Budget(model, found, self.saving, _kernels(context))
+        budget = Budget(model, found, self.saving, kernels_of(context))
         multiple = self._multiple(context)
-        measured, refused = self._observed(model, groups, found, context)
+        measured, refused = self._observed(model, groups, found, parts, context)
         rng = context.rng()
         floors = parse_floors(self.floors)
-        gradients = self._gradients(model, groups, found, context)
-        before = {id(group): widths.get(key) for key, group in zip(_keys(found.groups), found.groups, strict=True)}
+        gradients = self._gradients(model, groups, found, parts, context)
+        before = {id(group): widths.get(key) for key, group in zip(keys(found.groups), found.groups, strict=True)}
         candidates = [
             Candidate(
                 rank(group, found, measured, self.importance, rng, gradients),
@@ -248,10 +289,9 @@ class PruneChannels(Pass):
             for group in groups
         ]
         kept = np.ones(found.count, bool)
-        kept = self._allocated(model, groups, candidates, measured, budget, kept, target, context)
-        _keep_one(found, kept, candidates)
+        choices = self._allocated(model, groups, candidates, measured, budget, kept, target, parts, context)
         declined += [Declined(layer_name(node), f"it is not refitted: {reason}") for node, reason in refused.items()]
-        return kept, tuple(declined)
+        return ((name, _keep_one(found, stays, candidates)) for name, stays in choices), tuple(declined)
 
     def _free(self, found: Channels) -> tuple[list[Group], list[Declined]]:
         groups, declined = [], []
@@ -267,23 +307,31 @@ class PruneChannels(Pass):
         return groups, declined
 
     def _gradients(
-        self, model: ir.Model, groups: Sequence[Group], found: Channels, context: PassContext
+        self,
+        model: ir.Model,
+        groups: Sequence[Group],
+        found: Channels,
+        parts: Parts | None,
+        context: PassContext,
     ) -> Array | None:
-        if context.calibration is None or self.importance not in NEEDS_GRADIENTS:
+        if parts is None or self.importance not in NEEDS_GRADIENTS:
             return None
-        few = context.calibration.first(self.samples)
         score = taylor if self.importance is Importance.TAYLOR else fisher
-        return score(model, groups, found, few, context.labels, context.progress)
+        return score(model, groups, found, parts.fitting, context.labels, context.progress)
 
     def _observed(
-        self, model: ir.Model, groups: Sequence[Group], found: Channels, context: PassContext
+        self,
+        model: ir.Model,
+        groups: Sequence[Group],
+        found: Channels,
+        parts: Parts | None,
+        context: PassContext,
     ) -> tuple[dict[ir.Node, Reader], dict[ir.Node, str]]:
         needed = self.importance in NEEDS_DATA or self.allocation is Allocation.SENSITIVITY
-        if context.calibration is None or not needed:
+        if parts is None or not needed:
             return {}, {}
         measured, refused = readers(groups, found)
-        few = context.calibration.first(self.samples)
-        observe(model, measured, few, self._places_in(few), context.seed, context.progress)
+        observe(model, measured, parts.fitting, self._places_in(parts.fitting), context.seed, context.progress)
         return measured, refused
 
     def _allocated(
@@ -295,69 +343,28 @@ class PruneChannels(Pass):
         budget: Budget,
         kept: Array,
         target: float,
+        parts: Parts | None,
         context: PassContext,
-    ) -> Array:
+    ) -> Iterator[tuple[str, Array]]:
         if self.allocation is Allocation.GLOBAL:
             scores = comparable(groups, [each.ranking for each in candidates], self.normalization)
-            return by_threshold(candidates, scores, budget, kept, target)
-        if self.allocation is Allocation.UNIFORM or context.calibration is None:
-            return uniform(candidates, [group.width for group in groups], budget, kept, target)
-        few = context.calibration.first(self.measured)
-        measure = measure_of(model, few, self.sensitivity, context.labels)
-        found = losses(model, groups, candidates, measured, measure, context.progress, refit=self.reconstruct)
-        return by_loss(candidates, found, budget, kept, target)
+            yield "", by_threshold(candidates, scores, budget, kept, target)
+            return
+        if self.allocation is Allocation.UNIFORM or parts is None:
+            yield "", uniform(candidates, [group.width for group in groups], budget, kept, target)
+            return
+        measure = measure_of(model, parts.apart, self.sensitivity, context.labels, parts.start)
+        first = None
+        for name, refit in (("", True), ("ranked-without-", False)) if self.reconstruct else (("", False),):
+            found = losses(model, groups, candidates, measured, measure, context.progress, refit=refit)
+            stays = by_loss(candidates, found, budget, kept, target)
+            if first is None or not np.array_equal(stays, first):
+                yield name, stays
+            first = stays
 
 
-def _kernels(context: PassContext) -> Kernels:
-    if context.target is None:
-        return Kernels(multiple=1)
-    return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
-
-
-def _uncounted(graph: ir.Graph) -> str:
-    """Why a graph has nothing that can be counted."""
-    for value in graph.inputs:
-        if value.shape is not None and not value.shape.is_static():
-            return f"give sizes that are open with --shape, as of input '{value.name}' {value.shape}"
-    for node in graph:
-        if any(each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for each in node.attributes.values()):
-            return f"{layer_name(node)} ({node.op_type}) computes in graphs of its own, whose channels are not followed"
-    return "no layer has any"
-
-
-def _costs(model: ir.Model, context: PassContext) -> dict[Saving, float]:
-    """What the model costs now."""
-    found, kernels = channels(model.graph), _kernels(context)
-    return {saving: Budget(model, found, saving, kernels).total for saving in Saving}
-
-
-def _left(
-    costs: Mapping[Saving, float], record: Mapping[Saving, float], saving: Saving
-) -> dict[str, int | float | str]:
-    """The fractions that are left, of the MACs and of what is to be saved."""
-    return {
-        f"{kind.value}-left": round(costs[kind] / record[kind], 4) if record[kind] else 1.0
-        for kind in dict.fromkeys((Saving.MACS, saving))
-    }
-
-
-def _short(cost: float, start: float, aim: float) -> float:
-    """By which fraction the target is missed."""
-    return round((cost - aim) / start, 4) if start else 0.0
-
-
-def _keys(groups: Sequence[Group]) -> list[str]:
-    """A name for each group that stays the same when units go: its layer, and the how-manieth of that layer it is."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for group in groups:
-        keys.append(f"{group.name}#{seen[group.name]}")
-        seen[group.name] += 1
-    return keys
-
-
-def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> None:
-    """No axis may lose all: the most important unit that it would lose stays."""
+def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> Array:
+    """`kept`, where no axis loses all: the most important unit that it would lose stays."""
     worth = np.zeros(found.count)
     for each in candidates:
         worth[each.ranking.order] = np.arange(len(each.ranking.order))
@@ -365,15 +372,4 @@ def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> 
         for units in axes.values():
             if units.size and not kept[units].any():
                 kept[units[int(np.argmax(worth[units]))]] = True
-
-
-def _numbers_in(whole: Channels, kept: Array, found: Channels) -> Labels:
-    """The number in `whole` of each unit of `found`, which is what is left of it, matched by place."""
-    values = {value.name: value for value in whole.axes}
-    numbers = np.full(found.count, -1)
-    for value, axes in found.axes.items():
-        for axis, units in axes.items():
-            before = whole.units_of(values.get(value.name), axis)
-            if before is not None:
-                numbers[units] = before[kept[before]]
-    return numbers
+    return kept

@@ -43,7 +43,7 @@ class Sensitivity(enum.Enum):
 
 
 def measure_of(
-    model: ir.Model, samples: Samples, sensitivity: Sensitivity, labels: Array | None
+    model: ir.Model, samples: Samples, sensitivity: Sensitivity, labels: Array | None, start: int = 0
 ) -> Callable[[ir.Model], float]:
     """The loss of a variant of `model`, 0 if it is the same.
 
@@ -52,7 +52,8 @@ def measure_of(
     labels      what the mean of −log p' of the right classes has gained.
 
     Args:
-        labels: of each row of scores of the samples, and of others behind them.
+        labels: of each row of scores, of these samples and of others around them.
+        start: how many samples with labels stand before these.
 
     Raises:
         UsageError: the loss is of labels, and there are none.
@@ -67,7 +68,8 @@ def measure_of(
         return lambda variant: float((share * (known - log_probabilities(variant, samples))).sum(axis=1).mean())
     if labels is None:
         raise UsageError("sensitivity=labels: there are no labels", advice="give class indices with --labels")
-    mine = labels[: len(known)]
+    first = start * len(known) // len(samples)
+    mine = labels[first : first + len(known)]
     before = cross_entropy(known, mine)
     return lambda variant: cross_entropy(log_probabilities(variant, samples), mine) - before
 

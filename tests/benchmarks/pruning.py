@@ -153,6 +153,7 @@ def measure(
             graph_ir.refresh_shapes(work)
             graph_ir.verify(work)
             if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
                 graph_ir.save(model, keep / f"{name}.onnx")
                 graph_ir.save(work, keep / f"{name}.{fraction}.onnx")
             after = total(layer_costs(work))

@@ -266,7 +266,7 @@ def branches() -> tuple[ir.Model, Samples, Array]:
             y = Add(c, f) }""",
         w0=weight(6, 8), w1=alike, w2=weight(6, 8, seed=2), w3=weight(8, 2, seed=3),
     )  # fmt: skip
-    samples = Samples({"x": weight(64, 6, seed=4)}, {"x": 1})
+    samples = Samples({"x": weight(400, 6, seed=4)}, {"x": 1})
     with Session(model) as session:
         labels = np.array([session.run(feeds)["y"].argmax() for feeds in samples])
     return model, samples, labels
@@ -279,7 +279,7 @@ def test_channels_stay_where_what_is_measured_would_lose_most(sensitivity: Sensi
     model, samples, labels = branches()
     graph_ir.refresh_shapes(model)
     context = PassContext(calibration=samples, labels=labels)
-    run(PruneChannels(ratio=0.4, sensitivity=sensitivity), model, context)
+    run(PruneChannels(ratio=0.4, sensitivity=sensitivity, measured=80), model, context)
     widths = {name: value.shape[1] for name, value in model.graph.initializers.items() if value.shape is not None}
     assert widths[f"w{spared}"] == 8 and widths[f"w{2 - spared}"] == 1
 

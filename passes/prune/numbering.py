@@ -1,0 +1,35 @@
+"""Names of groups, and numbers of units, that stay the same when units go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.analysis.channels import Channels, Group, Labels
+
+Array = np.ndarray[Any, Any]
+
+
+def keys(groups: Sequence[Group]) -> list[str]:
+    """A name for each group that stays the same when units go: its layer, and the how-manieth of that layer it is."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for group in groups:
+        keys.append(f"{group.name}#{seen[group.name]}")
+        seen[group.name] += 1
+    return keys
+
+
+def numbers_in(whole: Channels, kept: Array, found: Channels) -> Labels:
+    """The number in `whole` of each unit of `found`, which is what is left of it, matched by place."""
+    values = {value.name: value for value in whole.axes}
+    numbers = np.full(found.count, -1)
+    for value, axes in found.axes.items():
+        for axis, units in axes.items():
+            before = whole.units_of(values.get(value.name), axis)
+            if before is not None:
+                numbers[units] = before[kept[before]]
+    return numbers
