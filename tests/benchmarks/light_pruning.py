@@ -46,7 +46,7 @@ from tests.benchmarks.measuring import cycles
 class Row:
     """MACs before and after; reasons: of layers that keep their channels, with how many there are of each.
 
-    refused: why the model was not read, or cannot be counted; empty if it was pruned as far as it goes.
+    refused: why the model was not read, or is not built; empty if it was pruned as far as it goes.
     cycles_before, cycles_after: estimated for the two bundles; None without a counter.
     """
 
@@ -93,7 +93,11 @@ def measure(
     before = total(layer_costs(model)).macs
     if keep is not None:
         graph_ir.save(model, keep / f"{file.stem}.onnx")
-    cycles_before = _cycles(model, target, counter)
+    refused = ""
+    try:
+        cycles_before = _cycles(model, target, counter)
+    except GraphoptError as error:
+        refused, counter, cycles_before = error.what, (), None
     start = time.perf_counter()
     spec = parse_spec(f"prune-channels{{ratio={ratio},importance=l2,allocation=uniform,reconstruct=false}}")
     result = spec.run(model, PassContext(target=TARGETS.find(target)))
@@ -108,7 +112,7 @@ def measure(
     reasons = Counter(each.reason.partition(": ")[2] or each.reason for each in result.declined)
     after = total(layer_costs(model)).macs
     cycles_after = _cycles(model, target, counter)
-    return Row(file.stem, before, after, finite, seconds, dict(reasons), "", cycles_before, cycles_after)
+    return Row(file.stem, before, after, finite, seconds, dict(reasons), refused, cycles_before, cycles_after)
 
 
 def _cycles(model: ir.Model, target: str, counter: Sequence[str]) -> float | None:
@@ -124,10 +128,10 @@ def table(rows: Iterable[Row]) -> str:
     head = ("model", "MACs, million", "left", "M cycles before", "after", "left", "s", "what stays")
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * 6 + " --- |"]
     for row in {row.model: row for row in rows}.values():
-        if row.refused:
+        if not row.before:
             lines.append(f"| {row.model} |" + " |" * 6 + f" {row.refused} |")
             continue
-        stays = "; ".join(f"{reason} ({count})" for reason, count in row.reasons.items())
+        stays = "; ".join([row.refused] * bool(row.refused) + [f"{each} ({n})" for each, n in row.reasons.items()])
         figures = f"{row.before / 1e6:,.2f} | {row.after / row.before:.3f} | {_ratio(row)} | {row.seconds:.1f}"
         lines.append(f"| {row.model} | {figures} | {stays} |")
     return "\n".join(lines)
