@@ -29,6 +29,7 @@ from graphopt.analysis.accuracy import predictions
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning
+from graphopt.passes.prune.normalization import Normalization
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import PASSES, TARGETS
 from graphopt.pipeline.spec import parse_spec
@@ -37,6 +38,7 @@ from tests.benchmarks.quantization_data import Data
 from tests.benchmarks.quantization_tasks import TASKS
 
 NAIVE = "importance=l2,allocation=uniform,reconstruct=false"
+_GLOBAL = "importance=l2,allocation=global,reconstruct=false,normalization="
 METHODS = {
     "l2, uniform": NAIVE,
     "surgeon, uniform": "allocation=uniform,reconstruct=false",
@@ -46,8 +48,7 @@ METHODS = {
     "surgeon, labels, refitted": "sensitivity=labels,measured=512",
     "taylor, uniform": "importance=taylor,allocation=uniform,reconstruct=false",  # these two need torch
     "fisher, uniform": "importance=fisher,allocation=uniform,reconstruct=false",
-    "l2, mean": "importance=l2,allocation=global,normalization=mean,reconstruct=false",
-    "l2, isomorphic": "importance=l2,allocation=global,normalization=isomorphic,reconstruct=false",
+    **{f"l2, global by {each.value}": _GLOBAL + each.value for each in Normalization},
 }
 USUAL = tuple(METHODS)[:4]
 KEPT = (0.9, 0.8, 0.7, 0.6, 0.5)
