@@ -27,7 +27,7 @@ class Bundle:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     fingerprint: str  # of the model that it was made from
-    macs: tuple[int, ...] = ()  # of each kernel call, in order
+    macs: tuple[int, ...] = ()  # of each kernel call, in order; a node's that takes several are at the last of them
 
     @property
     def model(self) -> Path:
@@ -120,8 +120,8 @@ def open_bundle(folder: str | Path) -> Bundle:
 
 def _macs(report: Mapping[str, Any]) -> tuple[int, ...]:
     macs = {layer["name"]: int(layer["macs"] or 0) for layer in report.get("layers", ())}  # null: unknown
-    calls = report["library"].get("calls", ())
-    return tuple(sum(macs.get(node, 0) for node in call["nodes"]) for call in calls)
+    backwards = reversed(report["library"].get("calls", ()))
+    return tuple([sum(macs.pop(node, 0) for node in call["nodes"]) for call in backwards][::-1])
 
 
 def _read_report(root: Path) -> dict[str, Any]:

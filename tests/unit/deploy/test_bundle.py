@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import onnx.parser
@@ -36,6 +37,15 @@ def test_it_holds_what_a_c_programmer_needs(bundle: Bundle) -> None:
 def test_it_is_found_again(bundle: Bundle) -> None:
     assert (bundle.name, bundle.target, bundle.inputs, bundle.outputs) == ("toy", "host", INPUTS, OUTPUTS)
     assert all(path.is_file() for path in (bundle.model, bundle.header, bundle.static, bundle.example))
+
+
+def test_the_macs_of_a_node_that_takes_several_kernels_count_once(bundle: Bundle, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle.folder, tmp_path / "copy")
+    report = json.loads((copy / "report.json").read_text())
+    report["layers"] = [{"name": name, "macs": macs} for name, macs in (("a", 5), ("b", 7), ("c", None))]
+    report["library"]["calls"] = [{"kernel": "k", "nodes": nodes} for nodes in (["a"], ["a", "b"], ["c"])]
+    (copy / "report.json").write_text(json.dumps(report))
+    assert open_bundle(copy).macs == (0, 12, 0)
 
 
 def test_no_file_tells_where_it_was_made(bundle: Bundle) -> None:
