@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from graphopt.passes.prune.importance import Ranking
 Array = np.ndarray[Any, Any]
 
 _BISECTIONS = 40
+_FAR = 0.1  # of the whole: by so much a step that is too large misses the target
 
 
 class Allocation(enum.Enum):
@@ -58,6 +59,22 @@ def levels(width: int, *, least: float, multiple: int, before: int | None = None
     floor = max(1, int(np.ceil(least * (width if before is None else before))))
     step = multiple if width >= 2 * multiple else 1
     return (0, *sorted(width - kept for kept in range(floor, width) if kept % step == 0))
+
+
+def closest(attempts: Iterable[Array], budget: Budget, target: float) -> Array:
+    """Of what stays by each attempt, made in turn, the first that leaves not far less than `target`, or else the most
+    that meets it.
+    """
+    best: Array | None = None
+    for stays in attempts:
+        left = budget.left(stays)
+        if best is None or budget.left(best) < left <= target:
+            best = stays
+        if left >= target - _FAR * budget.total:
+            break
+    if best is None:
+        raise ValueError("there are no attempts")
+    return best
 
 
 def uniform(

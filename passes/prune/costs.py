@@ -11,12 +11,24 @@ from graphopt.passes.cleanup.constants import layer_name
 from graphopt.passes.factorize.kernel_time import Kernels
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.pipeline.base import PassContext
+from graphopt.targets.base import TargetDescription
 
 
 def kernels_of(context: PassContext) -> Kernels:
+    """Of the target, or any that has no tiles."""
     if context.target is None:
         return Kernels(multiple=1)
     return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
+
+
+def multiples(target: TargetDescription | None, asked: int | None) -> tuple[int, ...]:
+    """Of which what stays of wide groups is one: `asked`, or that of the target, and where its steps lead too far, the
+    numbers of one of its vectors.
+    """
+    if asked is not None or target is None:
+        return (asked or 1,)
+    lanes = Kernels.of(target.vector_bits, target.channel_multiple).lanes
+    return (target.channel_multiple, lanes) if lanes < target.channel_multiple else (target.channel_multiple,)
 
 
 def costs_of(model: ir.Model, context: PassContext) -> dict[Saving, float]:

@@ -6,9 +6,10 @@ many go, `surgery` takes them out, and `reconstruction` refits the rest.
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,13 +23,21 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
 from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, by_threshold, levels, uniform
+from graphopt.passes.prune.allocation import (
+    Allocation,
+    Candidate,
+    by_loss,
+    by_threshold,
+    closest,
+    levels,
+    uniform,
+)
 from graphopt.passes.prune.budget import Budget, Saving
-from graphopt.passes.prune.costs import costs_of, fractions_left, kernels_of, missed_by, uncounted
+from graphopt.passes.prune.costs import costs_of, fractions_left, kernels_of, missed_by, multiples, uncounted
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut
-from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
+from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, Ranking, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
 from graphopt.passes.prune.numbering import keys, numbers_in
 from graphopt.passes.prune.readers import Reader, observe, readers
@@ -80,7 +89,7 @@ class PruneChannels(Pass):
     steps: int = option(1, "in how many rounds")
     least: float = option(0.1, "fraction of its channels that each group keeps at least")
     floors: tuple[str, ...] = option((), "of groups with a layer of that name, as NAME:FRACTION with * and ?")
-    multiple: int | None = option(None, "what stays of wide groups is a multiple of this; the target's by default")
+    multiple: int | None = option(None, "what stays of wide groups is a multiple of this; by default the target's")
     samples: int = option(1024, "of the calibration data, for ranking and refitting")
     places: int = option(65536, "of a layer that are looked at, in all samples together")
     measured: int = option(32, "samples on which sensitivity is measured")
@@ -197,15 +206,18 @@ class PruneChannels(Pass):
 
     def _limits(self, context: PassContext) -> str:
         """What decides how far a run can go, whatever its ratio."""
-        limits = (self.saving.value, self.allocation.value, self.least, self._multiple(context), self.steps)
+        limits = (
+            self.saving.value,
+            self.allocation.value,
+            self.least,
+            multiples(context.target, self.multiple),
+            self.steps,
+        )
         return json.dumps([*limits, self.hidden_width, self.exclude, self.floors])
 
     def _places_in(self, samples: Samples) -> int:
         """Of each sample."""
         return max(1, -(-self.places // max(1, len(samples))))
-
-    def _multiple(self, context: PassContext) -> int:
-        return self.multiple or (context.target.channel_multiple if context.target is not None else 1)
 
     def _check(self) -> None:
         for name, low, high in (("ratio", 0, 0.99), ("least", 0, 1), ("damping", 1e-9, 100)):
@@ -242,9 +254,11 @@ class PruneChannels(Pass):
         context: PassContext,
     ) -> Iterator[Variant]:
         """`model` with what stays by each of the choices, refitted if it should be, and as it is."""
+        first = None
         for name, stays in choices:
-            if stays.all():
+            if stays.all() or (first is not None and np.array_equal(stays, first)):
                 continue
+            first = stays
             pruned = clone(model)
             found = channels(pruned.graph, hidden_width=self.hidden_width)
             left = kept.copy()
@@ -273,25 +287,26 @@ class PruneChannels(Pass):
         """
         groups, declined = self._free(found)
         budget = Budget(model, found, self.saving, kernels_of(context))
-        multiple = self._multiple(context)
         measured, refused = self._observed(model, groups, found, parts, context)
         rng = context.rng()
         floors = parse_floors(self.floors)
         gradients = self._gradients(model, groups, found, parts, context)
         before = {id(group): widths.get(key) for key, group in zip(keys(found.groups), found.groups, strict=True)}
-        candidates = [
-            Candidate(
-                rank(group, found, measured, self.importance, rng, gradients),
-                levels(
-                    group.width, least=floor_of(group, self.least, floors), multiple=multiple, before=before[id(group)]
-                ),
-            )
-            for group in groups
+        rankings = [rank(group, found, measured, self.importance, rng, gradients) for group in groups]
+        least = [floor_of(group, self.least, floors) for group in groups]
+        attempts = [
+            [
+                Candidate(ranking, levels(group.width, least=floor, multiple=multiple, before=before[id(group)]))
+                for group, ranking, floor in zip(groups, rankings, least, strict=True)
+            ]
+            for multiple in multiples(context.target, self.multiple)
         ]
-        kept = np.ones(found.count, bool)
-        choices = self._allocated(model, groups, candidates, measured, budget, kept, target, parts, context)
+        sharing = self._sharing(model, groups, measured, budget, np.ones(found.count, bool), target, parts, context)
+        choices: Iterator[tuple[str, Array]] = (
+            (name, _keep_one(found, closest(map(share, attempts), budget, target), rankings)) for name, share in sharing
+        )
         declined += [Declined(layer_name(node), f"it is not refitted: {reason}") for node, reason in refused.items()]
-        return ((name, _keep_one(found, stays, candidates)) for name, stays in choices), tuple(declined)
+        return choices, tuple(declined)
 
     def _free(self, found: Channels) -> tuple[list[Group], list[Declined]]:
         groups, declined = [], []
@@ -334,40 +349,46 @@ class PruneChannels(Pass):
         observe(model, measured, parts.fitting, self._places_in(parts.fitting), context.seed, context.progress)
         return measured, refused
 
-    def _allocated(
+    def _sharing(
         self,
         model: ir.Model,
         groups: Sequence[Group],
-        candidates: Sequence[Candidate],
         measured: dict[ir.Node, Reader],
         budget: Budget,
         kept: Array,
         target: float,
         parts: Parts | None,
         context: PassContext,
-    ) -> Iterator[tuple[str, Array]]:
+    ) -> Iterator[tuple[str, Callable[[Sequence[Candidate]], Array]]]:
+        """What stays of candidates: names of ways to share out, and the ways."""
         if self.allocation is Allocation.GLOBAL:
-            scores = comparable(groups, [each.ranking for each in candidates], self.normalization)
-            yield "", by_threshold(candidates, scores, budget, kept, target)
+
+            def by_scores(candidates: Sequence[Candidate]) -> Array:
+                scores = comparable(groups, [each.ranking for each in candidates], self.normalization)
+                return by_threshold(candidates, scores, budget, kept, target)
+
+            yield "", by_scores
             return
         if self.allocation is Allocation.UNIFORM or parts is None:
-            yield "", uniform(candidates, [group.width for group in groups], budget, kept, target)
+            widths = [group.width for group in groups]
+            yield "", lambda candidates: uniform(candidates, widths, budget, kept, target)
             return
         measure = measure_of(model, parts.apart, self.sensitivity, context.labels, parts.start)
-        first = None
-        for name, refit in (("", True), ("ranked-without-", False)) if self.reconstruct else (("", False),):
+
+        def by_losses(refit: bool, candidates: Sequence[Candidate]) -> Array:
             found = losses(model, groups, candidates, measured, measure, context.progress, refit=refit)
-            stays = by_loss(candidates, found, budget, kept, target)
-            if first is None or not np.array_equal(stays, first):
-                yield name, stays
-            first = stays
+            return by_loss(candidates, found, budget, kept, target)
+
+        yield "", functools.partial(by_losses, self.reconstruct)
+        if self.reconstruct:
+            yield "ranked-without-", functools.partial(by_losses, False)
 
 
-def _keep_one(found: Channels, kept: Array, candidates: Sequence[Candidate]) -> Array:
+def _keep_one(found: Channels, kept: Array, rankings: Sequence[Ranking]) -> Array:
     """`kept`, where no axis loses all: the most important unit that it would lose stays."""
     worth = np.zeros(found.count)
-    for each in candidates:
-        worth[each.ranking.order] = np.arange(len(each.ranking.order))
+    for each in rankings:
+        worth[each.order] = np.arange(len(each.order))
     for axes in found.axes.values():
         for units in axes.values():
             if units.size and not kept[units].any():

@@ -382,3 +382,15 @@ def test_random_networks_stay_whole(model: ir.Model, ratio: float) -> None:
     with Session(outcome.after, threads=1) as session:
         for feeds in probe_samples(outcome.after, 0, 1):
             assert all(np.isfinite(array).all() for array in session.run(feeds).values())
+
+
+@pytest.mark.parametrize("allocation", list(Allocation))
+def test_where_steps_of_the_target_lead_too_far_those_of_a_vector_are_taken(allocation: Allocation) -> None:
+    """Of 16 channels 8 or 12 stay for a Cortex-A76: 8 where a half is asked for, and 12 where three quarters are."""
+    text = HEAD + "g (float[1,6] x) => (float[1,2] y) { a = MatMul(x, w0) b = Relu(a) y = MatMul(b, w1) }"
+    for ratio, multiple, expected in ((0.5, None, 8), (0.25, None, 12), (0.25, 8, 8), (0.45, None, 8)):
+        model = parse(text, w0=weight(6, 16), w1=weight(16, 2, seed=1))
+        graph_ir.refresh_shapes(model)
+        context = PassContext(calibration=probe_samples(model, 0, 12), target=TARGETS.find("cortex-a76"))
+        run(PruneChannels(ratio=ratio, multiple=multiple, allocation=allocation), model, context)
+        assert model.graph.initializers["w1"].shape == (expected, 2)
