@@ -39,7 +39,7 @@ def layers(draw: st.DrawFn) -> Layer:
         filters=groups * draw(st.sampled_from([1, 3, 5, 8, 17])),
         image=draw(st.tuples(*[st.sampled_from([1, 2, 5, 7, 9, 14, 17, 27])] * 2)),
         kernel=draw(st.sampled_from([(3, 3), (3, 3), (5, 5), (1, 3), (3, 1), (2, 4), (7, 7)])),
-        strides=draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (1, 2), (3, 1)])),
+        strides=draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (1, 2), (3, 1), (3, 3), (1, 4), (4, 4)])),
         pads=draw(st.tuples(*[st.integers(0, 3)] * 4)),
         dilations=draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)])),
         groups=groups,
@@ -59,6 +59,12 @@ def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
 def test_a_first_layer_and_an_image_read_where_it_lies() -> None:
     assert_computes(Layer(3, 32, (64, 96), strides=(2, 2)))
     assert_computes(Layer(16, 24, (12, 30), pads=(0, 0, 0, 0)))
+
+
+def test_wide_windows_of_one_channel_and_many_results_are_not_taken_for_depthwise() -> None:
+    layer = Layer(1, 24, (49, 10), kernel=(10, 4), strides=(2, 2), pads=(4, 1, 5, 1))
+    assert schedule(layer.function(), HOST) is not None
+    assert_computes(layer)
 
 
 def test_windows_that_read_nothing_but_padding_or_nothing_of_it() -> None:
@@ -83,6 +89,8 @@ def test_layers_run_emulated_on_arm(tmp_path: Path) -> None:
         [
             Layer(3, 20, (33, 30), strides=(2, 2), pads=(0, 0, 1, 1)),
             Layer(10, 34, (7, 7), groups=2, residual=True),
+            Layer(3, 12, (37, 61), kernel=(5, 5), strides=(4, 4), pads=(0, 0, 0, 0)),
+            Layer(1, 24, (49, 10), kernel=(10, 4), strides=(2, 2), pads=(4, 1, 5, 1)),
         ]
     ):
         out = tmp_path / f"layer{number}"
@@ -92,8 +100,8 @@ def test_layers_run_emulated_on_arm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [Layer(4, 4, (9, 11), strides=(1, 3)), Layer(4, 4, (9, 9), kernel=(1, 1), pads=(0, 0, 0, 0))],
-    ids=["stride 3", "pointwise"],
+    [Layer(4, 4, (9, 11), strides=(1, 5)), Layer(4, 4, (9, 9), kernel=(1, 1), pads=(0, 0, 0, 0))],
+    ids=["stride 5", "pointwise"],
 )
 def test_others_fall_to_another_schedule(layer: Layer) -> None:
     assert schedule(layer.function(), HOST) is None

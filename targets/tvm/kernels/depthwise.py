@@ -13,6 +13,7 @@ whole number of vectors: some outputs are computed twice, and no loop of single 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ GEOMETRY = "graphopt.depthwise"  # mark on the block: strides, pads before, kern
 BAND_BYTES = 14336  # on the stack of each thread, and half of a small L1 cache
 UNROLLED = 112  # multiply-adds of a vector that are written out for one tile
 MOST_ROWS = 8  # sums in registers: two pipes with a latency of 4 cycles are kept busy
+_MANY, _FEW_TAPS = 8, 9  # results of one channel, and taps, with more of which another kernel takes fewer cycles
 LEAST_TASKS = 16  # channels are shared among threads in at least that many parts, if there are as many
 
 
@@ -147,6 +149,8 @@ def _recognize(call: relax.Call) -> Depthwise | None:
     if read.kernel == (1, 1) or read.dilations != (1, 1) or read.strides[1] > 2:
         return None
     multiplier = read.filters // read.channels
+    if multiplier >= _MANY and math.prod(read.kernel) > _FEW_TAPS:
+        return None  # `direct_convolution` reads a pixel once for eight results
     return Depthwise(
         read.batch, read.channels, multiplier, read.image, read.result, read.kernel, read.strides, read.pads, read.dtype
     )

@@ -1,8 +1,9 @@
-"""Dense and grouped convolutions in floating point, NCHW, without im2col: any constant kernel, strides 1 and 2.
+"""Dense and grouped convolutions in floating point, NCHW, without im2col: any constant kernel, strides 1 to 4.
 
-The image is copied once, with the padding around it, and with the even columns parted from the odd ones for a stride of
-2; without padding and stride it is read where it lies. A tile of sums in registers, up to 8 channels of the result by 3
-vectors along a row, then reads for each tap the vectors of its pixels, side by side, and the weights of its channels:
+The image is copied once, with the padding around it, and with its columns parted by their remainders for a stride of 2
+or more; without padding and stride it is read where it lies. A tile of sums in registers, up to 8 channels of the
+result by 3 vectors along a row, then reads for each tap the vectors of its pixels, side by side, and the weights of its
+channels:
 
     y[o, i, j] = Σ w[o, c, u, v] · part(v·d mod s)[c, i·t + u·e, j + v·d div s]      s, t: strides; d, e: dilations
 
@@ -29,6 +30,7 @@ from graphopt.targets.tvm.kernels.summation import sum_in_blocks
 
 GEOMETRY = "graphopt.direct_convolution"  # mark on the block: strides, pads before, kernel, dilations, groups
 PANEL = 8  # channels of the result in a tile
+MOST_STRIDE = 4  # along a row
 MOST_VECTORS = 3  # of a row in a tile: with 8 channels 24 sums, and registers are left for pixels and weights
 
 
@@ -133,7 +135,7 @@ def pack(weights: np.ndarray, groups: int, panel: int) -> np.ndarray:
 
 def _recognize(call: relax.Call) -> Convolution | None:
     read = read_conv2d(call)
-    if read is None or read.strides[1] > 2:
+    if read is None or read.strides[1] > MOST_STRIDE:
         return None
     product = read.kernel == (1, 1) and read.groups == 1 and not any(call.attrs.padding)  # taken by the matrix product
     return None if product else Convolution(**asdict(read))
