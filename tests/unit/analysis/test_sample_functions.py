@@ -99,6 +99,10 @@ def test_items_of_one_or_more_samples_in_any_accepted_shape() -> None:
     assert len(samples) == 6
     np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in samples]), expected)
     np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in samples.first(3)]), expected[:3])
+    part = samples.part(1, 4).part(2, 9)
+    assert len(part) == 2 and len(samples.part(7, 2)) == 0
+    np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in part]), expected[3:5])
+    np.testing.assert_array_equal(part[1]["x"], expected[4:5])
     for index in range(6):
         np.testing.assert_array_equal(samples[index]["x"], expected[index : index + 1])
 
