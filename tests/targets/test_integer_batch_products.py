@@ -147,7 +147,7 @@ def test_what_no_kernel_reads_in_place_is_copied() -> None:
     q, y = Activation(np.int8, 0.02, 4), Activation(np.int8, 0.05, 9)
     a, b = integers(random, q, (6, 5)), integers(random, q, (6, 7))
     model = product_model((q, a.shape), (q, b.shape), y, [("a", "Transpose", [], {"perm": [1, 0]})])
-    assert [node.op_type for node in prepare(model).graph] == ["Transpose", "IntegerBatchProduct"]
+    assert [node.op_type for node in prepare(model).graph] == ["IntegerTransposition", "IntegerBatchProduct"]
     found = compiled.run(model, {"a_q": a, "b_q": b})["y"]
     np.testing.assert_array_equal(found, requantized(sums(a.T, q, b, q), multiplier(q, q, y.scale), y))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from graphopt import ir as gir
 from graphopt import optimize
-from graphopt.deploy.bundle import open_bundle
+from graphopt.deploy.bundle import Bundle, open_bundle
 from graphopt.deploy.toolchain import build_program, launcher, run_program
 from graphopt.targets.arm.cores import CORES
 from graphopt.targets.tvm.preparation import prepare
@@ -31,9 +32,15 @@ class Network:
         self.arrays: dict[str, np.ndarray] = {}
 
     def layer(
-        self, operator: str, inputs: list[str], weights: tuple[int, ...] = (), bias: float = 1.0, **given: Any
+        self,
+        operator: str,
+        inputs: list[str],
+        weights: tuple[int, ...] = (),
+        bias: float = 1.0,
+        more: Sequence[tuple[str, Any]] = (),
+        **given: Any,
     ) -> str:
-        """The name of the integers that a layer makes of others."""
+        """The name of the integers that a layer makes of others; `more`: its further inputs, constants."""
         name = f"v{len(self.nodes)}"
         floats = [self.dequantized(value) for value in inputs]
         if weights:
@@ -44,10 +51,28 @@ class Network:
             of_weights = [f"{name}_{suffix}" for suffix in "wsz"]
             self.nodes.append(helper.make_node("DequantizeLinear", of_weights, [f"{name}_wf"], axis=0))
             floats += [f"{name}_wf", f"{name}_b"]
+        for suffix, array in more:
+            floats.append(f"{name}_{suffix}" if suffix else "")
+            self.arrays |= {f"{name}_{suffix}": array} if suffix else {}
         self.nodes.append(helper.make_node(operator, floats, [f"{name}_f"], name=name, **given))
         self.parameters(name, 0.1 * bias, int(self.random.integers(-20, 20)))
         self.nodes.append(helper.make_node("QuantizeLinear", [f"{name}_f", f"{name}_sy", f"{name}_zy"], [name]))
         return name
+
+    def normalized(self, value: str, channels: int) -> str:
+        """The name of what a BatchNormalization of its own makes of others."""
+        vectors = [(name, self.random.uniform(0.5, 2, channels).astype(np.float32)) for name in "abcd"]
+        return self.layer("BatchNormalization", [value], more=vectors)
+
+    def shuffled(self, value: str, groups: tuple[int, ...], shape: tuple[int, ...]) -> str:
+        """The name of a convolution of shuffled channels, all of one quantization."""
+        parameters = [self.arrays[f"{value}_{suffix}"] for suffix in ("sy", "zy")]
+        for operator, more in (("Reshape", groups), ("Transpose", None), ("Reshape", shape)):
+            inputs = [] if more is None else [("shape", np.array(more))]
+            given = {"perm": [0, 2, 1, 3, 4]} if more is None else {}
+            value = self.layer(operator, [value], more=inputs, **given)
+            self.arrays |= dict(zip((f"{value}_sy", f"{value}_zy"), parameters, strict=True))
+        return self.layer("Conv", [value], (21, shape[1], 1, 1))
 
     def parameters(self, name: str, scale: float, zero_point: int) -> None:
         self.arrays |= {f"{name}_sy": np.array(scale, np.float32), f"{name}_zy": np.array(zero_point, np.int8)}
@@ -77,14 +102,26 @@ def network() -> Any:
         net.layer("Conv", [wide], (21, 15, 3, 3), group=3, pads=[1, 1, 1, 1]),
         net.layer("MaxPool", [wide], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
         net.layer("Concat", [first, narrow, wide], axis=1),
+        net.normalized(first, 19),
+        net.layer("Resize", [narrow], more=[("", None), ("scales", np.array([1, 1, 2, 2], np.float32))]),
+        net.shuffled(wide, (1, 9, 5, 8, 7), (1, 45, 8, 7)),
     ]
+    net.parameters("photo", 0.037, -3)
+    net.nodes.append(helper.make_node("QuantizeLinear", ["image", "photo_sy", "photo_zy"], ["photo"]))
+    decoded = net.dequantized(net.layer("Conv", ["photo"], (17, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1]))
     graph = helper.make_graph(
         net.nodes,
         "network",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.INT8, SHAPE)],
         [
-            helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None)
-            for name in (swished, result, large, *windows)
+            helper.make_tensor_value_info("x", onnx.TensorProto.INT8, SHAPE),
+            helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, SHAPE),
+        ],
+        [
+            *(
+                helper.make_tensor_value_info(n, onnx.TensorProto.INT8, None)
+                for n in (swished, result, large, *windows)
+            ),
+            helper.make_tensor_value_info(decoded, onnx.TensorProto.FLOAT, None),
         ],
         [numpy_helper.from_array(array, name) for name, array in net.arrays.items()],
     )
@@ -92,6 +129,27 @@ def network() -> Any:
     model = gir.load(onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True))
     gir.refresh_shapes(model)
     return model
+
+
+def inputs() -> dict[str, np.ndarray]:
+    """Of the network, by name, in its order."""
+    random = np.random.default_rng(1)
+    return {"x": random.integers(-128, 128, SHAPE, np.int8), "image": random.standard_normal(SHAPE).astype(np.float32)}
+
+
+def written(feeds: dict[str, np.ndarray], folder: Path) -> list[str]:
+    """The files that the example program of a bundle reads."""
+    for name, array in feeds.items():
+        (folder / f"{name}.bin").write_bytes(array.tobytes())
+    return [str(folder / f"{name}.bin") for name in feeds]
+
+
+def check_outputs(bundle: Bundle, folder: Path, expected: dict[str, np.ndarray]) -> None:
+    """What the example program wrote is `expected`, to the bit."""
+    for i, spec in enumerate(bundle.outputs):
+        array = expected[spec.name]
+        found = np.frombuffer((folder / f"output_{i}.bin").read_bytes(), array.dtype).reshape(spec.shape)
+        np.testing.assert_array_equal(found, array)
 
 
 @pytest.mark.emulation
@@ -107,17 +165,15 @@ def network() -> Any:
 def test_arm_gives_the_bits_of_the_host(name: str, processor: str | None, tmp_path: Path) -> None:
     model = network()
     assert prepare(model).meta[LEFT_IN_FLOAT] == []
-    x = np.random.default_rng(1).integers(-128, 128, SHAPE, np.int8)
-    expected = compiled.run(model, {"x": x})
+    feeds = inputs()
+    expected = compiled.run(model, feeds)
     assert all(len(np.unique(values)) > 5 for values in expected.values())  # not saturated to a few
     target = next(core for core in CORES if core.name == name)
     optimize(model, target=name, out=tmp_path / "made", name="net", jobs=1)
     bundle = open_bundle(tmp_path / "made")
     program = tmp_path / "example"
     build_program(bundle.example, target, bundle.include, bundle.static, program)
-    (tmp_path / "x.bin").write_bytes(x.tobytes())
+    files = written(feeds, tmp_path)
     command = launcher(target) if processor is None else (launcher(target)[0], "-cpu", processor)
-    run_program((*command, str(program), "-o", str(tmp_path), str(tmp_path / "x.bin")))
-    for i, spec in enumerate(bundle.outputs):
-        found = np.frombuffer((tmp_path / f"output_{i}.bin").read_bytes(), np.int8).reshape(spec.shape)
-        np.testing.assert_array_equal(found, expected[spec.name])
+    run_program((*command, str(program), "-o", str(tmp_path), *files))
+    check_outputs(bundle, tmp_path, expected)

@@ -1,4 +1,4 @@
-"""MaxPool, Concat and Split between integer kernels move the very integers, with channels last."""
+"""MaxPool, Concat, Split and Resize between integer kernels move the very integers, with channels last."""
 
 from __future__ import annotations
 
@@ -118,3 +118,26 @@ def test_parts_of_a_split_are_the_integers_themselves(axis: int, dtype: str) -> 
     parts = np.split(found["a"], np.cumsum(sizes)[:2], axis)
     for i, part in enumerate(parts):
         np.testing.assert_array_equal(found[f"q{i}"], part)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_the_nearest_pixels_are_the_integers_themselves(rank: int, channels: int) -> None:
+    shape = (2, 3, *(5, 4)[:rank])
+    form = 'coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"'
+    body = f"p = Resize<{form}>(d, , scales) y = QuantizeLinear(p, s, z)"
+    scales = np.array([1, 1, *(2, 1.5)[:rank]], np.float32)
+    found = run(model_of(body, ["a", "y"], shape, channels, "int8", {"scales": scales}), shape, "int8")
+    expected = found["a"]
+    for axis, scale in enumerate(scales):
+        at = np.floor(np.arange(int(expected.shape[axis] * scale)) / scale).astype(int)
+        expected = np.take(expected, at, axis)
+    np.testing.assert_array_equal(found["y"], expected)
+
+
+def test_a_constant_is_joined_to_integers() -> None:
+    shape = (1, 6, 3, 5)
+    body = "k = DequantizeLinear(stored, s, z) p = Concat<axis = 1>(d, k) y = QuantizeLinear(p, s, z)"
+    stored = np.arange(-30, 30).reshape(1, 4, 3, 5).astype(np.int8)
+    found = run(model_of(body, ["a", "y"], shape, 6, "int8", {"stored": stored}), shape, "int8")
+    np.testing.assert_array_equal(found["y"], np.concatenate([found["a"], stored], 1))

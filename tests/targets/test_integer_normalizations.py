@@ -34,6 +34,14 @@ def softmax(x: np.ndarray, q: Activation, y: Activation) -> np.ndarray:
     return made
 
 
+def test_softmax_along_channels_is_that_of_each_pixel() -> None:
+    q, y = Activation(np.int8, 0.07, 3), Activation(np.int8, 1 / 255, -128)
+    x = integers(np.random.default_rng(0), q, (2, 5, 3, 7))
+    found = compute(operator_model("Softmax", [(q, x.shape)], y, {}, axis=1), {"x0": x})
+    expected = softmax(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), q, y).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(found, expected)
+
+
 def layer_norm(
     x: np.ndarray, q: Activation, gain: np.ndarray, bias: np.ndarray, epsilon: float, y: Activation
 ) -> np.ndarray:
@@ -98,7 +106,7 @@ def test_long_rows_and_several_axes(operator: str) -> None:
 @pytest.mark.parametrize(
     ("operator", "shape", "scale", "given", "reason"),
     [
-        ("Softmax", (3, 4, 5), 0.01, {"axis": 1}, "it is not along the last axis"),
+        ("Softmax", (3, 4, 5), 0.01, {"axis": 0}, "it is along neither the last axis nor the channels"),
         ("Softmax", (1, 4097), 0.01, {}, "its rows are longer than 4096"),
         ("Softmax", (3, 4), 1e-5, {}, "its result has a scale that is no step of a probability"),
         ("LayerNormalization", (3, 4), 0.01, {"epsilon": 0.0}, "its rows are longer than 131072, or its epsilon is 0"),

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from graphopt import optimize
@@ -21,7 +20,7 @@ from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.program import Buffer, KernelCall, Place, Program, VariantCalls
 from graphopt.targets.tvm.variants import schedule_all
 from tests.targets import compiled
-from tests.targets.test_integer_emulated import SHAPE, network
+from tests.targets.test_integer_emulated import check_outputs, inputs, network, written
 
 ARM = next(core for core in CORES if core.name == "arm")
 MAC = next(core for core in CORES if core.name == "apple-m1")
@@ -151,9 +150,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.mark.emulation
 def test_every_processor_computes_the_same_bits(bundle: Bundle, tmp_path: Path) -> None:
-    x = np.random.default_rng(1).integers(-128, 128, SHAPE, np.int8)
-    expected = compiled.run(network(), {"x": x})
-    (tmp_path / "x.bin").write_bytes(x.tobytes())
+    feeds = inputs()
+    expected, files = compiled.run(network(), feeds), written(feeds, tmp_path)
     (tmp_path / "names.c").write_text(NAMES.replace("NAME", "net"))
     build_program(bundle.example, ARM, bundle.include, bundle.static, tmp_path / "example")
     build_program(tmp_path / "names.c", ARM, bundle.include, bundle.static, tmp_path / "names")
@@ -163,7 +161,5 @@ def test_every_processor_computes_the_same_bits(bundle: Bundle, tmp_path: Path) 
         emulator = ("qemu-aarch64", "-cpu", processor)
         name = best if best in carried or best == "plain" else "dotprod"
         assert run_program((*emulator, str(tmp_path / "names"))) == f"{name}\n"
-        run_program((*emulator, str(tmp_path / "example"), "-o", str(tmp_path), str(tmp_path / "x.bin")))
-        for i, spec in enumerate(bundle.outputs):
-            found = np.frombuffer((tmp_path / f"output_{i}.bin").read_bytes(), np.int8).reshape(spec.shape)
-            np.testing.assert_array_equal(found, expected[spec.name], err_msg=processor)
+        run_program((*emulator, str(tmp_path / "example"), "-o", str(tmp_path), *files))
+        check_outputs(bundle, tmp_path, expected)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -96,10 +97,7 @@ def _emit(quantize: DynamicQuantize, instructions: Instructions, x: Any, y: Any,
     def corrected(number: Any, lanes: int) -> Any:
         if lanes == 1:
             return number / step
-        number = T.Bind(number)
-        nearly = T.Bind(number * splat(reciprocal, lanes))
-        rest = _fused(nearly, splat(opposite, lanes), number)
-        return _fused(rest, splat(reciprocal, lanes), nearly)
+        return corrected_quotient(T.Bind(number), splat(reciprocal, lanes), splat(opposite, lanes))
 
     with T.If(_has_reciprocal(step)):
         with T.Then():
@@ -123,8 +121,19 @@ def _narrowed(quantize: DynamicQuantize, instructions: Instructions, parts: list
     return tirx.Cast(wide(quantize.dtype, lanes), join(bounded))
 
 
-def _has_reciprocal(step: Any) -> Any:
+def corrected_quotient(number: Any, reciprocal: Any, opposite: Any) -> Any:
+    """number / step as the division rounds it, of four lanes each: the step's rounded reciprocal, and its negative."""
+    nearly = T.Bind(number * reciprocal)
+    return _fused(_fused(nearly, opposite, number), reciprocal, nearly)
+
+
+def has_reciprocal(step: np.float32) -> bool:
     """Whether quotients can be corrected: neither tiny nor huge, and its significand is not all ones (theorem 8.2)."""
+    return bool(2.0**-100 < step < 2.0**100) and int(step.view(np.int32)) & 0x7FFFFF != 0x7FFFFF
+
+
+def _has_reciprocal(step: Any) -> Any:
+    """The same of a number that is known at run time."""
     ones = tirx.const(0x7FFFFF, "int32")
     full = (tirx.reinterpret("int32", step) & ones) == ones
     inside = tirx.And(step > tirx.const(2.0**-100, "float32"), step < tirx.const(2.0**100, "float32"))

@@ -16,6 +16,7 @@ from tvm import tirx
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.dynamic_quantize import DynamicQuantize, dynamic_quantize_kernel
+from graphopt.targets.tvm.kernels.integer_affine import IntegerAffine, affine_kernel
 from graphopt.targets.tvm.kernels.integer_batch_product import IntegerBatchProduct, Operand, batch_product_kernel
 from graphopt.targets.tvm.kernels.integer_concat import IntegerConcat, concat_kernel
 from graphopt.targets.tvm.kernels.integer_depthwise import IntegerDepthwise, depthwise_kernel
@@ -31,6 +32,14 @@ from graphopt.targets.tvm.kernels.integer_layer_norm import IntegerLayerNorm, la
 from graphopt.targets.tvm.kernels.integer_max_pool import IntegerMaxPool, max_pool_kernel
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, product_kernel
 from graphopt.targets.tvm.kernels.integer_softmax import IntegerSoftmax, softmax_kernel
+from graphopt.targets.tvm.kernels.integer_transposition import (
+    DequantizeChannelsFirst,
+    IntegerTransposition,
+    QuantizeChannelsLast,
+    dequantize_channels_first_kernel,
+    quantize_channels_last_kernel,
+    transposition_kernel,
+)
 from graphopt.targets.tvm.kernels.requantize import Instructions, Range, instructions_of
 from graphopt.targets.tvm.kernels.window import Window
 
@@ -38,7 +47,9 @@ INTEGER = "graphopt.integer"  # attribute of a kernel's function: its descriptio
 
 Kernel = Callable[[Any, Instructions], tirx.PrimFunc]
 KINDS: dict[str, tuple[type, Kernel]] = {
+    "DequantizeChannelsFirst": (DequantizeChannelsFirst, dequantize_channels_first_kernel),
     "DynamicQuantize": (DynamicQuantize, dynamic_quantize_kernel),
+    "IntegerAffine": (IntegerAffine, affine_kernel),
     "IntegerBatchProduct": (IntegerBatchProduct, batch_product_kernel),
     "IntegerBinary": (IntegerBinary, binary_kernel),
     "IntegerConcat": (IntegerConcat, concat_kernel),
@@ -49,6 +60,8 @@ KINDS: dict[str, tuple[type, Kernel]] = {
     "IntegerProduct": (IntegerProduct, product_kernel),
     "IntegerSoftmax": (IntegerSoftmax, softmax_kernel),
     "IntegerTable": (IntegerTable, table_kernel),
+    "IntegerTransposition": (IntegerTransposition, transposition_kernel),
+    "QuantizeChannelsLast": (QuantizeChannelsLast, quantize_channels_last_kernel),
 }
 _PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand}
 

@@ -6,13 +6,17 @@ remembers them, so that no data moves between kernels that agree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt import ir as gir
-from graphopt.targets.tvm.quantized.parameters import INT8, UINT8
+from graphopt.targets.tvm.kernels.integer import describe
+from graphopt.targets.tvm.kernels.integer_transposition import QuantizeChannelsLast
+from graphopt.targets.tvm.quantized.conversion import KERNEL
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, constant, quantized
 
 DOMAIN = "graphopt.internal"  # of nodes that only this backend knows
 
@@ -86,23 +90,40 @@ class Editor:
         if value.dtype == INT8:
             return value
         if value not in self._int8:
-            self._int8[value] = self._shifted(value, -128, INT8)
+            stored = constant(value)
+            shifted = None if stored is None else (stored.astype(np.int16) - 128).astype(np.int8)
+            name = f"{value.name}.int8"
+            self._int8[value] = self._shifted(value, -128, INT8) if shifted is None else self.constant(shifted, name)
         return self._int8[value]
 
     def channels_last(self, value: ir.Value) -> ir.Value:
         """`int8(value)` with axis 1 moved to the end."""
         if value not in self._channels_last:
-            source, shape = self.int8(value), shape_of(value)
+            shape = shape_of(value)
             order = [0, *range(2, len(shape)), 1]
-            self._channels_last[value] = self.add(
-                "Transpose",
-                [source],
-                INT8,
-                [shape[axis] for axis in order],
-                name=f"{value.name}.channels_last",
-                attributes={"perm": order},
-            )
+            moved, name = [shape[axis] for axis in order], f"{value.name}.channels_last"
+            made = self._quantized_channels_last(value, moved, name)
+            stored = constant(self.int8(value)) if made is None else None
+            if stored is not None:
+                made = self.constant(np.ascontiguousarray(stored.transpose(order)), name)
+            if made is None:
+                made = self.add("Transpose", [self.int8(value)], INT8, moved, name=name, attributes={"perm": order})
+            self._channels_last[value] = made
         return self._channels_last[value]
+
+    def _quantized_channels_last(self, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value | None:
+        """`channels_last` of what a QuantizeLinear makes of float32 with one scale, at once; None of anything else."""
+        node = value.producer()
+        if node is None or node.op_type != "QuantizeLinear" or node.domain not in ("", "ai.onnx"):
+            return None
+        y, source = quantized(node), node.inputs[0]
+        if y is None or not y.per_tensor or source is None or source.dtype != ir.DataType.FLOAT:
+            return None
+        batch, *pixels, channels = shape
+        kernel = QuantizeChannelsLast((batch, channels, math.prod(pixels)), float(y.scale), y.signed_zero_point)
+        attributes = {KERNEL: describe(kernel)}
+        kind = type(kernel).__name__
+        return self.add(kind, [source], INT8, shape, name=name, attributes=attributes, layer=node.name, domain=DOMAIN)
 
     def has_channels_last(self, value: ir.Value) -> bool:
         """Whether a kernel has made the value with channels last."""

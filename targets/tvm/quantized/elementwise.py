@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, IntegerMean, fixed_point
+from graphopt.targets.tvm.quantized.affine import rewrite_affine
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
@@ -18,12 +19,13 @@ MOST_PIXELS = 2**23  # whose sum of int8 surely fits int32
 
 
 def rewrite_binary(cluster: Cluster, editor: Editor) -> str | None:
-    """Add, Sub and Mul of two activations: replaced, or why not."""
+    """Add, Sub and Mul of two tensors, of which one may be stored: replaced, or why not."""
     node, y = cluster.node, cluster.result
-    pair = [_activation(value) for value in node.inputs]
-    a, b = pair
-    if a is None or b is None:
-        return "its inputs are not both activations quantized to 8 bits"
+    if rewrite_affine(cluster, editor) is None:
+        return None
+    a, b = (_integers(value) for value in node.inputs)
+    if a is None or b is None or all(constant(q.integers) is not None for q in (a, b)):
+        return "its inputs are not both quantized to 8 bits"
     sign = -1 if node.op_type == "Sub" else 1
     shape = shape_of(y.integers)
     if shape_of(a.integers) != shape and node.op_type != "Sub":
@@ -61,7 +63,7 @@ def rewrite_binary(cluster: Cluster, editor: Editor) -> str | None:
 
 def rewrite_mean(cluster: Cluster, editor: Editor) -> str | None:
     """GlobalAveragePool, and ReduceMean over all axes but the first two: replaced, or why not."""
-    node, x = cluster.node, _activation(cluster.node.inputs[0])
+    node, x = cluster.node, _integers(cluster.node.inputs[0])
     if x is None:
         return "its input is not quantized to 8 bits"
     shape = shape_of(x.integers)
@@ -90,12 +92,10 @@ def _replace(
     editor.replace(cluster.result.integers, made, channels_last=channels_last)
 
 
-def _activation(value: ir.Value | None) -> Quantized | None:
-    """A tensor of 8 bits with one scale that is known at run time only."""
+def _integers(value: ir.Value | None) -> Quantized | None:
+    """A tensor of 8 bits with one scale."""
     found = dequantized(value)
-    if found is None or found.integers.dtype not in (INT8, UINT8) or not found.per_tensor:
-        return None
-    return None if constant(found.integers) is not None else found
+    return found if found is not None and found.integers.dtype in (INT8, UINT8) and found.per_tensor else None
 
 
 def _is_normal(multiplier: float) -> bool:

@@ -21,6 +21,7 @@ from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
 from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
 from graphopt.targets.tvm.quantized.products import window_of
+from graphopt.targets.tvm.quantized.rearrangements import emit_transposition, transposition_up_to
 
 MOVEMENTS = frozenset(
     {
@@ -38,9 +39,32 @@ def rewrite_movement(cluster: Cluster, editor: Editor) -> str | None:
         return "its input is not quantized to 8 bits"
     if len([output for output in node.outputs if output.name]) > 1:
         return "it has several outputs"
-    moved = _move(cluster, editor, [editor.int8(x.integers), *node.inputs[1:]], shape_of(cluster.result.integers))
-    editor.replace(cluster.result.integers, _converted(cluster, editor, x, moved), channels_last=False)
+    shape = shape_of(cluster.result.integers)
+    moved = _move(cluster, editor, [editor.int8(x.integers), *node.inputs[1:]], shape)
+    last = _with_channels_last(cluster, editor, moved)
+    made = _converted(cluster, editor, x, moved if last is None else last)
+    editor.replace(cluster.result.integers, made, channels_last=last is not None)
     return None
+
+
+def _with_channels_last(cluster: Cluster, editor: Editor, moved: ir.Value) -> ir.Value | None:
+    """`moved` with channels last, where that is a transposition of what a kernel made, a channel shuffle above all."""
+    shape = shape_of(moved)
+    if len(shape) < 3:
+        return None
+    order = (0, *range(2, len(shape)), 1)
+    found = transposition_up_to(moved, editor.opset, order)
+    producer = None if found is None else found[0].producer()
+    if found is None or producer is None or producer.domain != DOMAIN:
+        return None
+    source, of_matrices = found
+    result, name = tuple(shape[axis] for axis in order), f"{cluster.layer}.channels_last"
+    if 1 not in of_matrices[1:] and shape_of(source) != result:
+        return None
+    if 1 in of_matrices[1:]:
+        to = editor.constant(np.array(result, np.int64), f"{name}.shape")
+        return editor.add("Reshape", [source, to], INT8, result, name=name, layer=cluster.layer)
+    return emit_transposition(editor, source, of_matrices, result, name)
 
 
 def rewrite_max_pool(cluster: Cluster, editor: Editor) -> str | None:
@@ -56,6 +80,35 @@ def rewrite_max_pool(cluster: Cluster, editor: Editor) -> str | None:
         return rewrite_movement(cluster, editor)
     source, shape = editor.channels_last(x.integers), (batch, *result, channels)
     made = emit_kernel(cluster, editor, IntegerMaxPool(window), [source], shape)
+    editor.replace(cluster.result.integers, _converted(cluster, editor, x, made), channels_last=True)
+    return None
+
+
+def rewrite_resize(cluster: Cluster, editor: Editor) -> str | None:
+    """Resize to the nearest elements: of the integers, in the layout that those have."""
+    node, x = cluster.node, dequantized(cluster.node.inputs[0])
+    attributes = dict(node.attributes)
+    crops = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    if node.attributes.get_string("mode", "nearest") != "nearest" or crops:
+        return "it interpolates or extrapolates"
+    if x is None or not editor.has_channels_last(x.integers) or len(shape_of(x.integers)) < 3:
+        return rewrite_movement(cluster, editor)
+    if x.integers.dtype not in (INT8, UINT8) or not x.per_tensor:
+        return "its input is not quantized to 8 bits"
+    batch, channels, *size = shape_of(cluster.result.integers)
+    rank = len(size) + 2
+    axes = attributes["axes"].as_ints() if "axes" in attributes else range(rank)
+    moved = [0 if axis % rank == 0 else (axis % rank - 2) % (rank - 1) + 1 for axis in axes]
+    attributes["axes"] = ir.AttrInt64s("axes", moved)
+    made = editor.add(
+        "Resize",
+        [editor.channels_last(x.integers), *node.inputs[1:]],
+        INT8,
+        [batch, *size, channels],
+        name=f"{cluster.layer}.int8",
+        attributes=attributes,
+        layer=cluster.layer,
+    )
     editor.replace(cluster.result.integers, _converted(cluster, editor, x, made), channels_last=True)
     return None
 
@@ -86,8 +139,8 @@ def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
     node = cluster.node
     found = [dequantized(value) for value in node.inputs]
     parts = [q for q in found if q is not None and q.integers.dtype in (INT8, UINT8) and q.per_tensor]
-    if len(parts) < len(found) or any(constant(q.integers) is not None for q in parts):
-        return "its inputs are not all activations quantized to 8 bits"
+    if len(parts) < len(found) or all(constant(q.integers) is not None for q in parts):
+        return "its inputs are not all quantized to 8 bits"
     shape = list(shape_of(cluster.result.integers))
     axis = node.attributes["axis"].as_int() % len(shape)
     last = len(shape) > 2 and any(editor.has_channels_last(q.integers) for q in parts)

@@ -26,8 +26,11 @@ def rewrite_softmax(cluster: Cluster, editor: Editor) -> str | None:
         return "its input is not quantized to 8 bits"
     shape = shape_of(x.integers)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-    if axis not in (-1, len(shape) - 1):
-        return "it is not along the last axis"
+    last = len(shape) > 2 and axis % len(shape) == 1  # along the channels
+    if axis not in (-1, len(shape) - 1) and not last:
+        return "it is along neither the last axis nor the channels"
+    if last:
+        shape = (shape[0], *shape[2:], shape[1])
     if shape[-1] > integer_softmax.LONGEST:
         return f"its rows are longer than {integer_softmax.LONGEST}"
     scale = np.float32(1) / cluster.result.scale
@@ -35,8 +38,9 @@ def rewrite_softmax(cluster: Cluster, editor: Editor) -> str | None:
         return "its result has a scale that is no step of a probability"
     kernel = IntegerSoftmax(math.prod(shape[:-1]), shape[-1], float(scale), cluster.bounds)
     table = editor.constant(exponentials(shape[-1], float(x.scale)), f"{cluster.layer}.exponentials")
-    made = emit_kernel(cluster, editor, kernel, [editor.int8(x.integers), table], shape)
-    editor.replace(cluster.result.integers, made, channels_last=False)
+    source = editor.channels_last(x.integers) if last else editor.int8(x.integers)
+    made = emit_kernel(cluster, editor, kernel, [source, table], shape)
+    editor.replace(cluster.result.integers, made, channels_last=last)
     return None
 
 

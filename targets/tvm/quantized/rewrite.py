@@ -17,6 +17,7 @@ from graphopt.targets.tvm.quantized.activation_products import (
     rewrite_activation_product,
     rewrite_activation_product_to_float,
 )
+from graphopt.targets.tvm.quantized.affine import rewrite_affine
 from graphopt.targets.tvm.quantized.cluster import ACTIVATIONS, Cluster, find_cluster
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor
 from graphopt.targets.tvm.quantized.elementwise import rewrite_binary, rewrite_mean
@@ -27,16 +28,19 @@ from graphopt.targets.tvm.quantized.movement import (
     rewrite_concat,
     rewrite_max_pool,
     rewrite_movement,
+    rewrite_resize,
     rewrite_split,
 )
 from graphopt.targets.tvm.quantized.normalizations import rewrite_layer_norm, rewrite_softmax
 from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
+from graphopt.targets.tvm.quantized.rearrangements import rewrite_rearrangements
 from graphopt.targets.tvm.quantized.transposed import rewrite_transposed
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     **dict.fromkeys(MOVEMENTS, rewrite_movement),
     **dict.fromkeys(("Add", "Mul", "Sub"), rewrite_binary),
+    **dict.fromkeys(("BatchNormalization", "Div", "PRelu"), rewrite_affine),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), rewrite_mean),
     "AveragePool": rewrite_average_pool,
     "Concat": rewrite_concat,
@@ -46,6 +50,7 @@ CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
     "LayerNormalization": rewrite_layer_norm,
     "MatMul": rewrite_matrix_product,
     "MaxPool": rewrite_max_pool,
+    "Resize": rewrite_resize,
     "Softmax": rewrite_softmax,
     "Split": rewrite_split,
 }
@@ -98,6 +103,8 @@ def rewrite(model: ir.Model) -> ir.Model:
             editor.place = node
             to_float = rewrite_activation_product_to_float if is_activation_product(node) else rewrite_to_float
             reasons.setdefault(node, to_float(node, editor) or "")
+    RemoveUnusedNodesPass()(model)
+    rewrite_rearrangements(model.graph, editor)
     RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[DOMAIN] = 1
     model.meta[LEFT_IN_FLOAT] = [

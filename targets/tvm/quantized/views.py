@@ -44,7 +44,7 @@ def view_of(value: ir.Value, shape: tuple[int, ...], opset: int) -> View:
     assert affine is not None  # an array of its own is
     best = View(value, *affine)
     while (node := value.producer()) is not None and node.op_type in REARRANGEMENTS and node.domain in ("", "ai.onnx"):
-        moved = _moved(node, opset)
+        moved = indices_moved_by(node, opset)
         if moved is None or node.inputs[0] is None:
             break
         origins, value = moved.reshape(-1)[origins], node.inputs[0]
@@ -65,7 +65,7 @@ def _affine(origins: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
     return (first, tuple(strides)) if np.array_equal(np.broadcast_to(grid, origins.shape), origins) else None
 
 
-def _moved(node: ir.Node, opset: int) -> np.ndarray | None:
+def indices_moved_by(node: ir.Node, opset: int) -> np.ndarray | None:
     """The index in its first input of each element of what the node gives; None if that is not known."""
     source = node.inputs[0]
     more = [None if value is None or not value.name else constant(value) for value in node.inputs[1:]]
