@@ -31,6 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["graphopt", *map(str, arguments)])
+        monkeypatch.delenv("COLUMNS", raising=False)  # set by pytest-xdist
         capsys.readouterr()
         status = 0
         try:
