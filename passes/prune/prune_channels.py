@@ -290,7 +290,10 @@ class PruneChannels(Pass):
         measured, refused = self._observed(model, groups, found, parts, context)
         rng = context.rng()
         floors = parse_floors(self.floors)
-        gradients = self._gradients(model, groups, found, parts, context)
+        gradients = None
+        if parts is not None and self.importance in NEEDS_GRADIENTS:
+            score = taylor if self.importance is Importance.TAYLOR else fisher
+            gradients = score(model, groups, found, parts.fitting, context.labels, context.progress)
         before = {id(group): widths.get(key) for key, group in zip(keys(found.groups), found.groups, strict=True)}
         rankings = [rank(group, found, measured, self.importance, rng, gradients) for group in groups]
         least = [floor_of(group, self.least, floors) for group in groups]
@@ -320,19 +323,6 @@ class PruneChannels(Pass):
             elif group.width > 1:
                 groups.append(group)
         return groups, declined
-
-    def _gradients(
-        self,
-        model: ir.Model,
-        groups: Sequence[Group],
-        found: Channels,
-        parts: Parts | None,
-        context: PassContext,
-    ) -> Array | None:
-        if parts is None or self.importance not in NEEDS_GRADIENTS:
-            return None
-        score = taylor if self.importance is Importance.TAYLOR else fisher
-        return score(model, groups, found, parts.fitting, context.labels, context.progress)
 
     def _observed(
         self,

@@ -21,6 +21,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     ROUNDER_BITS,
     Instructions,
     Range,
+    in_vectors,
     index,
     lanes_of,
     multiplied,
@@ -66,11 +67,7 @@ def affine_kernel(affine: IntegerAffine, instructions: Instructions) -> tirx.Pri
 
         def part(start: Any, first: Any, lanes: int) -> None:
             q = T.Bind(tirx.Cast(wide("int32", lanes), x[vector(start + first, lanes)]))
-            width = min(lanes, LANES)
-            numbers = []
-            for at in range(0, lanes, width):
-                few = q if lanes == width else tirx.Shuffle([q], [tirx.const(at + i, "int32") for i in range(width)])
-                numbers.append(number(few, first + at))
+            numbers = [number(few, first + LANES * k) for k, few in enumerate(in_vectors(q))]
             store(y, start + first, quantize(numbers, affine.bounds, instructions), lanes)
 
         parallel = affine.rows > 1 and size >= PARALLEL_ELEMENTS

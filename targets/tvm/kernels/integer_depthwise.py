@@ -24,6 +24,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     Instructions,
     Range,
+    in_vectors,
     index,
     requantize,
     store,
@@ -168,7 +169,7 @@ class _Row:
                     ]
                     product = products[0] if len(products) == 1 else products[0] + products[1]
                     total = T.Bind(total + _wider(product, "int32", part))
-                made += _in_vectors(total, part)
+                made += in_vectors(total)
             at = [min(LANES, lanes) * j for j in range(len(made))]
             multipliers = [self.multipliers[vector(channel + j, min(LANES, lanes))] for j in at]
             result = requantize(made, multipliers, self.depthwise.bounds, self.instructions, self.depthwise.lifted)
@@ -216,16 +217,6 @@ class _Dots:
 
 def _wider(value: Any, dtype: str, lanes: int) -> Any:
     return tirx.Cast(wide(dtype, lanes), value)
-
-
-def _in_vectors(total: Any, lanes: int) -> list[Any]:
-    """A vector of sums as vectors of LANES; a scalar as it is."""
-    if lanes <= LANES:
-        return [total]
-    return [
-        tirx.Shuffle([total], [tirx.const(first + lane, "int32") for lane in range(LANES)])
-        for first in range(0, lanes, LANES)
-    ]
 
 
 __all__ = ["IntegerDepthwise", "blocks", "depthwise_kernel", "pack_depthwise_weights"]

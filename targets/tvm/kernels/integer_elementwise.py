@@ -22,9 +22,9 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.tvm.kernels.integer_depthwise import blocks
 from graphopt.targets.tvm.kernels.requantize import (
-    LANES,
     Instructions,
     Range,
+    in_vectors,
     index,
     lanes_of,
     requantize,
@@ -191,16 +191,8 @@ def _combined(binary: IntegerBinary, a: Any, b: Any) -> Any:
 
 
 def _narrowed(total: Any, multiplier: float, bounds: Range, instructions: Instructions) -> Any:
-    lanes = lanes_of(total)
-    total = T.Bind(total)
-    width = min(lanes, LANES)
-    sums = [total]
-    if lanes > width:
-        sums = [
-            tirx.Shuffle([total], [tirx.const(first + lane, "int32") for lane in range(width)])
-            for first in range(0, lanes, width)
-        ]
-    by = splat(tirx.const(multiplier, "float32"), width)
+    sums = in_vectors(T.Bind(total))
+    by = splat(tirx.const(multiplier, "float32"), lanes_of(sums[0]))
     return requantize(sums, [by] * len(sums), bounds, instructions)
 
 

@@ -24,6 +24,7 @@ from graphopt.targets.tvm.kernels.requantize import (
     ROUNDER_BITS,
     Instructions,
     Range,
+    in_vectors,
     index,
     multiplied,
     number_of,
@@ -83,10 +84,7 @@ def _row(norm: IntegerLayerNorm, instructions: Instructions, x: Any, gain: Any, 
         with T.serial(index(whole)) as block:
             first = block * VECTOR
             integers = T.Bind(tirx.Cast("int32x16", x[vector(start + first, VECTOR)]))
-            made = []
-            for j in range(0, VECTOR, LANES):
-                q = tirx.Shuffle([integers], [tirx.const(j + lane, "int32") for lane in range(LANES)])
-                made.append(T.Bind(normalized(first + j, q, LANES)))
+            made = [T.Bind(normalized(first + LANES * k, q, LANES)) for k, q in enumerate(in_vectors(integers))]
             T.buffer_store(y, quantize(made, norm.bounds, instructions), [vector(start + first, VECTOR)])
     for i in range(whole * VECTOR, length):
         one = normalized(index(i), tirx.Cast("int32", x[start + i]), 1)
@@ -120,8 +118,7 @@ def _add_products(sums: Any, a: Any, b: Any, instructions: Instructions) -> Any:
     if instructions.has_sdot:
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, a, b)
     products = T.Bind(tirx.Cast("int16x16", a) * tirx.Cast("int16x16", b))
-    for j in range(0, VECTOR, LANES):
-        four = tirx.Shuffle([products], [tirx.const(j + lane, "int32") for lane in range(LANES)])
+    for four in in_vectors(products):
         sums = sums + tirx.Cast("int32x4", four)
     return sums
 

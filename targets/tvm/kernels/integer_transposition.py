@@ -31,6 +31,8 @@ from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     Instructions,
     Range,
+    cut,
+    in_vectors,
     index,
     join,
     lanes_of,
@@ -91,11 +93,8 @@ def quantize_channels_last_kernel(made: QuantizeChannelsLast, instructions: Inst
         return corrected_quotient(T.Bind(tirx.Min(tirx.Max(number, -end), end)), reciprocal, opposite)
 
     def quantized(numbers: Any) -> Any:
-        numbers, lanes = T.Bind(numbers), lanes_of(numbers)
-        width = min(lanes, LANES)
-        return quantize(
-            [steps(T.Bind(_cut(numbers, at, width))) for at in range(0, lanes, width)], bounds, instructions
-        )
+        parts = in_vectors(T.Bind(numbers))
+        return quantize([steps(T.Bind(part)) for part in parts], bounds, instructions)
 
     return _kernel(made.shape, "float32", "int8", quantized, lambda value: value)
 
@@ -239,11 +238,4 @@ def _cut_of(vectors: list[Any], start: int, lanes: int) -> Any:
     width = lanes_of(vectors[0])
     if lanes >= width:
         return join(vectors[start // width : (start + lanes) // width])
-    return _cut(vectors[start // width], start % width, lanes)
-
-
-def _cut(value: Any, start: int, lanes: int) -> Any:
-    """A part of a vector."""
-    if lanes == lanes_of(value):
-        return value
-    return tirx.Shuffle([value], [tirx.const(start + lane, "int32") for lane in range(lanes)])
+    return cut(vectors[start // width], start % width, lanes)

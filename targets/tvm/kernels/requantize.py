@@ -214,7 +214,7 @@ def _narrowed(pairs: list[Any], vectors: int, zero_point: int, bounds: Range) ->
             both = T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", pair, more)
         narrow = T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", both)
         if 2 * i + 1 == vectors:
-            narrow = tirx.Shuffle([narrow], [tirx.const(lane, "int32") for lane in range(LANES)])
+            narrow = cut(narrow, 0, LANES)
         parts.append(narrow)
     result = join(parts)
     lanes = lanes_of(result)
@@ -238,15 +238,24 @@ def join(parts: list[Any]) -> Any:
     return parts[0]
 
 
+def cut(value: Any, start: int, lanes: int) -> Any:
+    """`lanes` lanes of a vector from `start` on."""
+    if lanes == lanes_of(value):
+        return value
+    return tirx.Shuffle([value], [tirx.const(start + lane, "int32") for lane in range(lanes)])
+
+
+def in_vectors(value: Any) -> list[Any]:
+    """A vector as vectors of LANES; a scalar as it is."""
+    lanes = lanes_of(value)
+    return [cut(value, first, min(lanes, LANES)) for first in range(0, lanes, LANES)]
+
+
 def store(buffer: Any, start: Any, value: Any, lanes: int) -> None:
     """Store the first `lanes` lanes of a vector, in as few stores as there are powers of two in their number."""
     value = T.Bind(value)
-    width = lanes_of(value)
     at = 0
     while at < lanes:
         size = 1 << ((lanes - at).bit_length() - 1)
-        part = value
-        if size < width:
-            part = tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in range(at, at + size)])
-        T.buffer_store(buffer, part, [vector(start + at, size)])
+        T.buffer_store(buffer, cut(value, at, size), [vector(start + at, size)])
         at += size

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import is_standard
 from graphopt.targets.tvm.kernels.integer_affine import IntegerAffine
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
-from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized, real_constant
 
 LARGEST_SHIFT = 2.0**29  # below what a product may be beyond (`multiplied`)
 
@@ -66,7 +67,7 @@ def _chain(value: ir.Value) -> tuple[Quantized, Map] | str:
     whole = Map(value, np.ones(()), np.zeros(()), None, None)
     while (x := dequantized(whole.source)) is None:
         node = whole.source.producer()
-        if node is None or node.domain not in ("", "ai.onnx"):
+        if node is None or not is_standard(node):
             return "it reads no quantized integers"
         if whole.slope is not None:
             return "a PRelu in it does not read quantized integers"
@@ -90,8 +91,8 @@ def _map(node: ir.Node) -> Map | None:
     """What one operator does to each channel; None for others."""
     one, none = np.ones(()), np.zeros(())
     if node.op_type == "BatchNormalization":
-        arrays = [_constant(value) for value in node.inputs[1:5]]
-        known = [array for array in arrays if array is not None]
+        arrays = [real_constant(value) for value in node.inputs[1:5]]
+        known = [array.astype(np.float64) for array in arrays if array is not None]
         unused = all(not output.name or not output.uses() for output in node.outputs[1:])
         if len(known) < 4 or not unused or node.inputs[0] is None or node.attributes.get_int("training_mode", False):
             return None
@@ -100,7 +101,7 @@ def _map(node: ir.Node) -> Map | None:
         return Map(node.inputs[0], a, bias - mean * a, None, 1)
     if node.op_type not in ("Add", "Sub", "Mul", "Div", "PRelu") or len(node.inputs) != 2:
         return None
-    first, second = (_constant(value) for value in node.inputs)
+    first, second = (real_constant(value) for value in node.inputs)
     swapped = second is None
     given, source = (first, node.inputs[1]) if swapped else (second, node.inputs[0])
     if given is None or source is None or source.shape is None or (swapped and node.op_type in ("Div", "PRelu")):
@@ -110,7 +111,7 @@ def _map(node: ir.Node) -> Map | None:
     axes = [axis for axis, extent in enumerate(shape) if extent > 1]
     if given.ndim > rank or len(axes) > 1 or (axes and axes[0] not in (1, rank - 1)):
         return None
-    c, axis = given.reshape(-1) if axes else given.reshape(()), axes[0] if axes else None
+    c, axis = given.astype(np.float64).reshape(-1 if axes else ()), axes[0] if axes else None
     if node.op_type == "PRelu":
         return Map(source, one, none, c, axis)
     if node.op_type == "Mul":
@@ -120,17 +121,3 @@ def _map(node: ir.Node) -> Map | None:
     if node.op_type == "Add":
         return Map(source, one, c, None, axis)
     return Map(source, -one, c, None, axis) if swapped else Map(source, one, -c, None, axis)
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    """A constant, quantized or not, as float64."""
-    stored = dequantized(value)
-    array = constant(value) if stored is None else constant(stored.integers)
-    if array is None or array.dtype.kind not in "fiu":
-        return None
-    if stored is None:
-        return array.astype(np.float64)
-    if not stored.per_tensor and array.ndim != 1:
-        return None
-    levels = (array.astype(np.int64) - stored.zero_point).astype(np.float32) * stored.scale
-    return np.asarray(levels, np.float64)

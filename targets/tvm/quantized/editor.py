@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import ir as gir
+from graphopt.ir.reading import is_standard
 from graphopt.targets.tvm.kernels.integer import describe
 from graphopt.targets.tvm.kernels.integer_transposition import QuantizeChannelsLast
 from graphopt.targets.tvm.quantized.conversion import KERNEL
@@ -114,7 +115,7 @@ class Editor:
     def _quantized_channels_last(self, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value | None:
         """`channels_last` of what a QuantizeLinear makes of float32 with one scale, at once; None of anything else."""
         node = value.producer()
-        if node is None or node.op_type != "QuantizeLinear" or node.domain not in ("", "ai.onnx"):
+        if node is None or not is_standard(node, "QuantizeLinear"):
             return None
         y, source = quantized(node), node.inputs[0]
         if y is None or not y.per_tensor or source is None or source.dtype != ir.DataType.FLOAT:

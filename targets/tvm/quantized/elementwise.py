@@ -19,7 +19,7 @@ MOST_PIXELS = 2**23  # whose sum of int8 surely fits int32
 
 
 def rewrite_binary(cluster: Cluster, editor: Editor) -> str | None:
-    """Add, Sub and Mul of two tensors, of which one may be stored: replaced, or why not."""
+    """Add, Sub and Mul of two tensors, of which one may be stored, by channel above all: replaced, or why not."""
     node, y = cluster.node, cluster.result
     if rewrite_affine(cluster, editor) is None:
         return None

@@ -18,7 +18,7 @@ from graphopt.targets.tvm.kernels.requantize import Range
 from graphopt.targets.tvm.kernels.window import Window
 from graphopt.targets.tvm.quantized.conversion import KERNEL
 from graphopt.targets.tvm.quantized.editor import DOMAIN, Editor, put_in_place, shape_of
-from graphopt.targets.tvm.quantized.parameters import Quantized, constant, dequantized
+from graphopt.targets.tvm.quantized.parameters import Quantized, dequantized, real_constant
 from graphopt.targets.tvm.quantized.products import (
     NO_VECTOR,
     scaled_weights,
@@ -97,15 +97,9 @@ def _bias(node: ir.Node, channels: int) -> np.ndarray | str:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None or not value.name:
         return np.zeros(channels, np.float32)
-    stored = dequantized(value)
-    integers = None if stored is None else constant(stored.integers)
-    if stored is not None and integers is not None:
-        array = (integers.astype(np.int64) - stored.zero_point).astype(np.float32) * stored.scale
-    else:
-        given = constant(value)
-        if given is None:
-            return "its bias is not constant"
-        array = given.astype(np.float32)
+    array = real_constant(value)
+    if array is None:
+        return "its bias is not constant"
     if array.size not in (1, channels) or (array.size > 1 and array.shape[-1] != array.size):
         return NO_VECTOR
     return np.broadcast_to(array.reshape(-1), (channels,)).astype(np.float32)

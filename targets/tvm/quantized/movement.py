@@ -59,11 +59,11 @@ def _with_channels_last(cluster: Cluster, editor: Editor, moved: ir.Value) -> ir
         return None
     source, of_matrices = found
     result, name = tuple(shape[axis] for axis in order), f"{cluster.layer}.channels_last"
-    if 1 not in of_matrices[1:] and shape_of(source) != result:
-        return None
-    if 1 in of_matrices[1:]:
+    if 1 in of_matrices[1:]:  # nothing moves
         to = editor.constant(np.array(result, np.int64), f"{name}.shape")
         return editor.add("Reshape", [source, to], INT8, result, name=name, layer=cluster.layer)
+    if shape_of(source) != result:
+        return None
     return emit_transposition(editor, source, of_matrices, result, name)
 
 
@@ -98,8 +98,7 @@ def rewrite_resize(cluster: Cluster, editor: Editor) -> str | None:
     batch, channels, *size = shape_of(cluster.result.integers)
     rank = len(size) + 2
     axes = attributes["axes"].as_ints() if "axes" in attributes else range(rank)
-    moved = [0 if axis % rank == 0 else (axis % rank - 2) % (rank - 1) + 1 for axis in axes]
-    attributes["axes"] = ir.AttrInt64s("axes", moved)
+    attributes["axes"] = ir.AttrInt64s("axes", [_axis_with_channels_last(axis % rank, rank) for axis in axes])
     made = editor.add(
         "Resize",
         [editor.channels_last(x.integers), *node.inputs[1:]],
@@ -162,7 +161,11 @@ def rewrite_concat(cluster: Cluster, editor: Editor) -> str | None:
 
 def _channels_last(shape: list[int], axis: int) -> tuple[list[int], int]:
     """A shape and one of its axes, with axis 1 moved to the end."""
-    return [shape[0], *shape[2:], shape[1]], 0 if axis == 0 else (axis - 2) % (len(shape) - 1) + 1
+    return [shape[0], *shape[2:], shape[1]], _axis_with_channels_last(axis, len(shape))
+
+
+def _axis_with_channels_last(axis: int, rank: int) -> int:
+    return 0 if axis == 0 else (axis - 2) % (rank - 1) + 1
 
 
 def _move(cluster: Cluster, editor: Editor, inputs: list[ir.Value | None], shape: tuple[int, ...]) -> ir.Value:

@@ -13,7 +13,7 @@ from graphopt.targets.tvm.kernels.integer_softmax import IntegerSoftmax, exponen
 from graphopt.targets.tvm.quantized.cluster import Cluster
 from graphopt.targets.tvm.quantized.editor import Editor, shape_of
 from graphopt.targets.tvm.quantized.emission import emit_kernel
-from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, constant, dequantized
+from graphopt.targets.tvm.quantized.parameters import INT8, UINT8, Quantized, dequantized, real_constant
 
 LARGEST = 2.0**15 - 256  # of a lifted result, as `may_be_lifted` has it
 LARGEST_SHIFT = 2.0**29  # below what a product may be beyond (`multiplied`)
@@ -82,11 +82,5 @@ def _activation(value: ir.Value | None) -> Quantized | None:
 
 def _vector(value: ir.Value | None, length: int) -> np.ndarray | None:
     """A constant, quantized or not, as float32 [length]."""
-    stored = dequantized(value)
-    array = constant(value) if stored is None else constant(stored.integers)
-    if array is None or array.size != length:
-        return None
-    array = array.reshape(-1)
-    if stored is not None:
-        array = (array.astype(np.int64) - stored.zero_point).astype(np.float32) * stored.scale
-    return array.astype(np.float32)
+    array = real_constant(value)
+    return None if array is None or array.size != length else array.reshape(-1)

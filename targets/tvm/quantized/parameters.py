@@ -36,6 +36,21 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+def real_constant(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant, quantized or not, as float32; None if it is neither."""
+    stored = dequantized(value)
+    array = constant(value) if stored is None else constant(stored.integers)
+    if array is None or array.dtype.kind not in "fiu":
+        return None
+    if stored is None:
+        return array.astype(np.float32)
+    shape = [-1 if stored.axis is not None and axis == stored.axis % array.ndim else 1 for axis in range(array.ndim)]
+    zero_point, scale = (
+        (each if stored.axis is None else each.reshape(shape)) for each in (stored.zero_point, stored.scale)
+    )
+    return np.asarray((array.astype(np.int64) - zero_point).astype(np.float32) * scale)
+
+
 def dequantized(value: ir.Value | None) -> Quantized | None:
     """What a value is dequantized from; None if it is not, or by parameters that are not constant."""
     node = None if value is None else value.producer()

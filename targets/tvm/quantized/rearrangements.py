@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.reading import is_standard
 from graphopt.targets.tvm.kernels.integer import describe
 from graphopt.targets.tvm.kernels.integer_transposition import DequantizeChannelsFirst, IntegerTransposition
 from graphopt.targets.tvm.quantized.conversion import KERNEL
@@ -58,10 +59,10 @@ def _dequantize_channels_first(node: ir.Node, editor: Editor) -> None:
 
 def _ends_chain(node: ir.Node) -> bool:
     """Whether a node moves int8, and what reads its result does not."""
-    if node.op_type not in MOVES or node.domain not in ("", "ai.onnx") or node.outputs[0].dtype != INT8:
+    if not is_standard(node, *MOVES) or node.outputs[0].dtype != INT8:
         return False
     users = [use.node for use in node.outputs[0].uses()]
-    return node.outputs[0].is_graph_output() or any(user.op_type not in MOVES for user in users)
+    return node.outputs[0].is_graph_output() or not all(is_standard(user, *MOVES) for user in users)
 
 
 def _transpose(node: ir.Node, editor: Editor) -> None:
@@ -92,7 +93,7 @@ def transposition_up_to(
     indices = np.arange(int(np.prod(shape_of(value)))).reshape(shape_of(value))
     origins = (indices if order is None else indices.transpose(order)).reshape(-1)
     found = None
-    while (mover := value.producer()) is not None and mover.op_type in MOVES and mover.inputs[0] is not None:
+    while (mover := value.producer()) is not None and is_standard(mover, *MOVES) and mover.inputs[0] is not None:
         moved = indices_moved_by(mover, opset)
         if moved is None:
             break
