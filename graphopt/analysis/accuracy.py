@@ -110,13 +110,21 @@ def log_probabilities(model: ir.Model, samples: Samples) -> np.ndarray[Any, Any]
     Scores are probabilities (`are_probabilities`), or else the input of a softmax.
     Raises DataError if no output looks like class scores.
     """
-    scores = np.concatenate([array.reshape(-1, array.shape[-1]) for array, _ in _scores(model, samples)])
+    return log_scores(np.concatenate([array.reshape(-1, array.shape[-1]) for array, _ in _scores(model, samples)]))
+
+
+def log_scores(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Natural logarithms of what scores [rows, classes], as in `log_probabilities`, give each class, in float64."""
     scores = scores.astype(np.float64)
     if are_probabilities(scores):
-        scores = np.maximum(scores, LEAST_PROBABILITY)
-        return np.asarray(np.log(scores))
+        return np.asarray(np.log(np.maximum(scores, LEAST_PROBABILITY)))
     scores -= scores.max(axis=1, keepdims=True)
     return np.asarray(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+
+
+def divergence(known: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Σ p (log p − log p') of each row, in nats, of logarithms [rows, classes]; [rows]."""
+    return np.asarray((np.exp(known) * (known - found)).sum(axis=1))
 
 
 def are_probabilities(scores: np.ndarray[Any, Any]) -> bool:

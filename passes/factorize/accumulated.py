@@ -5,8 +5,11 @@ too much. So the whole model is looked at: of each output
 
     E‖y − y'‖² / E‖y − E[y]‖²
 
-is the fraction of its energy about the mean that is lost, and the worst output counts. Of outputs that are no floats
-it is the fraction of places that differ.
+is the fraction of its energy about the mean that is lost. Where a last axis may hold the scores of classes, energy says
+little of them: a language model's scores have most of theirs in tokens that never come. There the divergence of their
+softmax, the mean of Σ p log (p / p') in nats, counts where it is more: 0.05 nats are about a point of top-1. An output
+that is shaped as an input is a signal or a state, and holds no scores. The worst output counts; of outputs that are no
+floats it is the fraction of places that differ.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis.accuracy import divergence, log_scores
 from graphopt.analysis.samples import Samples
 from graphopt.passes.prune.held_out import Judged, held_out_count
 from graphopt.passes.prune.sensitivity import runs_of
@@ -26,6 +30,8 @@ Array = np.ndarray[Any, Any]
 
 _NOTHING = 1e-12  # of its energy: an output that varies by less is constant
 _MOST = 256  # samples that judge
+_MOST_AXES = 3  # of scores
+_NEVER = -1e30  # the score of a class that is masked
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Accumulated:
     """The losses of variants of a model.
 
     original: what is compared with. samples: the last of them judge; a single one has to be fitted to as well.
-    wanted: to how many samples a pass would like to fit. limit: of the fraction that may be lost.
+    wanted: to how many samples a pass would like to fit. limit: of what may be lost.
     """
 
     original: ir.Model
@@ -52,15 +58,17 @@ class Accumulated:
         return self.samples.first(len(self.samples) - self.held_out)
 
     def lost(self, model: ir.Model) -> float:
-        """The fraction that the worst output of `model` loses."""
+        """What the worst output of `model` loses."""
         judging = min(max(self.held_out, 1), _MOST)
         start = len(self.samples) - judging
         runs = (runs_of(each, islice(self.samples, start, None)) for each in (self.original, model))
-        outputs: dict[str, _Loss] = {}
+        outputs = {
+            str(value.name): _Loss(_may_be_scores(value, self.original)) for value in self.original.graph.outputs
+        }
         for expected, found in zip(*runs, strict=True):
             for name, array in expected.items():
-                outputs.setdefault(name, _Loss()).add(array, found[name])
-        return max((each.fraction for each in outputs.values()), default=0.0)
+                outputs[name].add(array, found[name])
+        return max((each.lost for each in outputs.values()), default=0.0)
 
     def judge(self, model: ir.Model) -> Judged:
         """Whether the limit holds, for `largest`."""
@@ -68,14 +76,24 @@ class Accumulated:
         return Judged(lost <= self.limit, {"held-out-samples": self.held_out, "output-lost": round(lost, 4)})
 
 
-class _Loss:
-    """Of one output: sums over samples."""
+def _may_be_scores(value: ir.Value, model: ir.Model) -> bool:
+    """[classes], [batch, classes] or [batch, sequence, classes], unlike all inputs."""
+    shape = value.shape
+    if shape is None or not 1 <= len(shape) <= _MOST_AXES or shape[-1] == 1:
+        return False
+    return all(each.shape != shape for each in model.graph.inputs)
 
-    def __init__(self) -> None:
+
+class _Loss:
+    """Of one output: sums over samples, and over rows of scores."""
+
+    def __init__(self, may_be_scores: bool) -> None:
+        self._may_be_scores = may_be_scores
         self._total: Array | None = None  # Σ y of each place, None where places are not the same in all samples
         self._sum = self._energy = self._noise = 0.0
         self._runs = self._places = 0
         self._floats = True
+        self._divergence, self._rows = 0.0, 0
 
     def add(self, expected: Array, found: Array) -> None:
         """One sample's. What is not finite in both alike is lost altogether."""
@@ -98,6 +116,11 @@ class _Loss:
         self._noise += float(np.square(known - made).sum())
         self._energy += float(np.square(known).sum())
         self._sum += float(known.sum())
+        if self._may_be_scores and expected.size:
+            scores = (np.where(finite, each, _NEVER).reshape(-1, each.shape[-1]) for each in (expected, found))
+            rows = divergence(*map(log_scores, scores))
+            self._divergence += float(rows.sum())
+            self._rows += len(rows)
         if self._runs == 1:
             self._total = known
         else:
@@ -105,7 +128,7 @@ class _Loss:
             self._total = self._total + known if same else None
 
     @property
-    def fraction(self) -> float:
+    def lost(self) -> float:
         if not self._floats:
             return self._noise / max(self._places, 1)
         if self._noise == 0:
@@ -116,4 +139,4 @@ class _Loss:
             common = float(np.square(self._total).sum()) / self._runs
         varying = self._energy - common
         scale = varying if varying > _NOTHING * self._energy else self._energy
-        return self._noise / scale if scale > 0 else np.inf
+        return max(self._noise / scale, self._divergence / max(self._rows, 1)) if scale > 0 else np.inf

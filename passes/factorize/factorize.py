@@ -78,7 +78,8 @@ class Factorize(Pass):
     most_lost: float = option(0.05, "fraction of its output's energy that a layer may lose before it is refitted")
     model_lost: float = option(
         0.05,
-        "fraction of its outputs' energy that the model may lose on held-out samples, without max-drop; 1: no limit",
+        "without max-drop: fraction of its outputs' energy, or nats of their classes, that the model may lose on "
+        "held-out samples; 1: no limit",
     )
     least_saved: float = option(0.005, "fraction of the model's cost that a layer must save at its lowest rank")
     slower: float = option(0.0, "fraction of the model's time that a layer may add, to save bytes or MACs")
@@ -259,7 +260,8 @@ class Factorize(Pass):
         wanted, limit = max(self.samples, self.measured), context.max_drop
         if limit is None:
             apart = Accumulated(model, samples, wanted, self.model_lost)
-            allowed = f"{100 * self.model_lost:.3g} % of the outputs' energy on held-out samples (model_lost)"
+            lost = self.model_lost
+            allowed = f"{100 * lost:.3g} % of the outputs' energy, or {lost:.3g} nats of their classes (model_lost)"
             return apart.fitting, apart.judge, allowed
         held_out = HeldOut(context.original or model, samples, context.labels, wanted)
         allowed = f"the {100 * limit:.2f} points that are allowed"

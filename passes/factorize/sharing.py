@@ -18,6 +18,7 @@ import onnx_ir as ir
 from graphopt.passes.cleanup.constants import remove_unused_constant
 from graphopt.passes.factorize.form import Form
 from graphopt.passes.factorize.layers import Layer, is_turned
+from graphopt.passes.prune.least_squares import shrunk
 from graphopt.passes.prune.readers import Reader
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +28,7 @@ Array = np.ndarray[Any, Any]
 class Spread:
     """What the uses of a layer read.
 
-    covariance: G, [features, features], about the mean of those that a bias serves; None if it was not taken.
+    covariance: G, [features, features], about the mean of those that a bias serves, shrunk; None if it was not taken.
     common: [parts, features], the means that are in G, weighted as it is; None if there are none.
     means: of each use, where a bias takes it up.
     """
@@ -54,8 +55,10 @@ def spread_of(layer: Layer, observed: Mapping[ir.Node, Reader]) -> Spread:
             covariance += weight * np.eye(features) / use.matrix.shape[1]
             continue
         reader = observed[use.node]
-        covariance += weight * (reader.gram[0] if mean is None else reader.gram[0] - np.outer(mean, mean))
+        centre = np.outer(reader.mean[0], reader.mean[0])
+        covariance += weight * shrunk(reader.gram[0] - centre, reader.count)
         if mean is None:
+            covariance += weight * centre
             common.append(np.sqrt(weight) * reader.mean[0])
     return Spread(covariance, np.stack(common) if common else None, means)
 

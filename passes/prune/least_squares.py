@@ -7,6 +7,9 @@ parted, each part is predicted by a W of the others, and λ rises as long as the
 Golub, M. Heath and G. Wahba, Generalized cross-validation as a method for choosing a good ridge parameter, 1979). Where
 even so the weights as they are predict better, they stay. Parts are of neighbours, which may show the same thing:
 samples in the order of their classes are predicted by those of other classes.
+
+Where W must be of some kind, such as of low rank, the free W is brought to the nearest of that kind under G, which few
+rows know badly: directions that none of them shows would cost nothing. So G is shrunk there (`shrunk`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-Constraint = Callable[[Array, Array], Array]  # of W and G + λ I, by group, the nearest W that the layer can have
+Constraint = Callable[[Array, Array], Array]  # of W and G, by group, the nearest W that the layer can have
 
 FOLDS = 4
 _EXACT = 1e-9  # of the energy of y: less is rounding
@@ -40,6 +43,19 @@ class Solution:
     gain: float
 
 
+def shrunk(covariance: Array, count: int) -> Array:
+    """G [features, features] of `count` rows, nearer to a multiple of I the less these can tell it from one.
+
+    Y. Chen and others, Shrinkage algorithms for MMSE covariance estimation, 2010, equation 23.
+    """
+    size = len(covariance)
+    whole, square = float(np.trace(covariance)), float(np.square(covariance).sum())
+    told = (count + 1 - 2 / size) * (square - whole**2 / size)
+    share = min(1.0, ((1 - 2 / size) * square + whole**2) / told) if told > 0 else 1.0
+    result: Array = (1 - share) * covariance + share * whole / size * np.eye(size)
+    return result
+
+
 class LeastSquares:
     """Σ x xᵀ, Σ y xᵀ, Σ y², Σ x, Σ y of each fold, by group.
 
@@ -47,10 +63,12 @@ class LeastSquares:
         start: W₀, [groups, outputs, features].
         bias: b₀, [groups, outputs], or None where the layer has none and gets none.
         damping: the least λ, of the mean of G's diagonal.
+        standing: the W that stays where fitting gains nothing; W₀ by default.
     """
 
-    def __init__(self, start: Array, bias: Array | None, damping: float) -> None:
+    def __init__(self, start: Array, bias: Array | None, damping: float, standing: Array | None = None) -> None:
         self._start, self._bias, self._damping = start, bias, damping
+        self._standing = start if standing is None else standing
         self._folds = [_Sums(start.shape) for _ in range(FOLDS)]
 
     def add(self, fold: int, given: Array, wanted: Array) -> None:
@@ -58,38 +76,38 @@ class LeastSquares:
         self._folds[fold].add(given, wanted)
 
     def solve(self, constraint: Constraint | None = None) -> Solution:
-        """W and b; under a constraint by the least damping, whatever they gain."""
+        """W and b, of the kind that the constraint allows."""
         whole = functools.reduce(_Sums.joined, self._folds)
-        damping, gain = (self._damping, 0.0) if constraint is not None else self._choose(whole)
-        weight, damped = self._fit(whole, damping)
-        if constraint is not None:
-            weight = constraint(weight, damped)
+        damping, gain = self._choose(whole, constraint)
+        weight = self._fit(whole, damping, constraint)
         bias = None if self._bias is None else self._bias_of(whole, weight)
         return Solution(weight, bias, gain)
 
-    def _choose(self, whole: _Sums) -> tuple[float, float]:
-        """The damping, and what it gains."""
+    def _choose(self, whole: _Sums, constraint: Constraint | None) -> tuple[float, float]:
+        """The damping, by free fits, and what W gains."""
         judges = {number: fold for number, fold in enumerate(self._folds) if 0 < fold.count < whole.count}
         if not judges:
             return self._damping, 0.0
         rests = {number: whole.without(fold) for number, fold in judges.items()}
         bias = np.zeros(self._start.shape[:2]) if self._bias is None else self._bias
-        before = sum(fold.error(self._start, bias) for fold in judges.values())
+        before = sum(fold.error(self._standing, bias) for fold in judges.values())
 
-        def error(damping: float) -> float:
+        def error(damping: float, kind: Constraint | None = None) -> float:
             found = 0.0
             for number, rest in rests.items():
-                weight, _ = self._fit(rest, damping)
+                weight = self._fit(rest, damping, kind)
                 found += judges[number].error(weight, self._bias_of(rest, weight))
             return found
 
         best, lowest = self._damping, error(self._damping)
         while best < _HIGHEST and (following := error(best * _RISE)) < lowest:
             best, lowest = best * _RISE, following
+        if constraint is not None:
+            lowest = error(best, constraint)
         return best, 1 - lowest / before if before > _EXACT * whole.power else 0.0
 
-    def _fit(self, sums: _Sums, damping: float) -> tuple[Array, Array]:
-        """W, and G + λ I."""
+    def _fit(self, sums: _Sums, damping: float, constraint: Constraint | None) -> Array:
+        """W."""
         inputs, both, given, wanted = sums.means()
         if self._bias is not None:
             inputs = inputs - given[:, :, None] * given[:, None, :]
@@ -98,7 +116,9 @@ class LeastSquares:
         held = np.maximum(damping * np.trace(inputs, axis1=1, axis2=2) / size, 1e-12)[:, None, None]
         damped = inputs + np.eye(size) * held
         fitted: Array = np.linalg.solve(damped, (both + held * self._start).swapaxes(1, 2)).swapaxes(1, 2)
-        return fitted, damped
+        if constraint is None:
+            return fitted
+        return constraint(fitted, np.stack([shrunk(each, sums.count) for each in inputs]))
 
     def _bias_of(self, sums: _Sums, weight: Array) -> Array:
         _, _, given, wanted = sums.means()

@@ -51,7 +51,7 @@ from graphopt.pipeline.spec import format_spec
 Array = np.ndarray[Any, Any]
 
 _RECORD = "graphopt.prune-channels."  # metadata: with the name of a saving, what the model cost before it was pruned
-_WIDTHS = "graphopt.prune-channels.widths"  # the width of each group before, by `keys`, as JSON
+_WIDTHS = "graphopt.prune-channels.widths"  # the width before of each group that lost units, by `keys`, as JSON
 _HELD = "graphopt.prune-channels.held"  # the limit and the options of a run that removed less than asked, to hold it
 _EXHAUSTED = "graphopt.prune-channels.exhausted"  # the options of a run that fell short of its ratio
 _CLOSE = 1e-3  # a target that is missed by this fraction counts as met
@@ -195,7 +195,7 @@ class PruneChannels(Pass):
         if gone:
             for kind in Saving:
                 model.metadata_props.setdefault(_RECORD + kind.value, repr(record[kind]))
-            model.metadata_props[_WIDTHS] = json.dumps(widths, sort_keys=True)
+            model.metadata_props[_WIDTHS] = json.dumps(_narrowed(model, widths, self.hidden_width), sort_keys=True)
             model.metadata_props.pop(_EXHAUSTED, None)
             if short:
                 model.metadata_props[_EXHAUSTED] = self._limits(context)
@@ -372,6 +372,13 @@ class PruneChannels(Pass):
         yield "", functools.partial(by_losses, self.reconstruct)
         if self.reconstruct:
             yield "ranked-without-", functools.partial(by_losses, False)
+
+
+def _narrowed(model: ir.Model, widths: Mapping[str, int], hidden_width: bool) -> dict[str, int]:
+    """The `widths` of groups that are narrower now."""
+    groups = channels(model.graph, hidden_width=hidden_width).groups
+    now = {key: group.width for key, group in zip(keys(groups), groups, strict=True)}
+    return {key: width for key, width in widths.items() if now.get(key) != width}
 
 
 def _keep_one(found: Channels, kept: Array, rankings: Sequence[Ranking]) -> Array:

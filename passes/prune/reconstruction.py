@@ -10,8 +10,9 @@ activations as the goal; `least_squares` chooses λ). Where the layer's output i
 of a residual block, y also takes up what that value has lost. The sums are streamed. A layer that predicts samples
 which it was not fitted to no better stays as it is. Batch normalizations get new statistics (`batch_norms`).
 
-A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G. So
-is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over time is given is no value of the graph.
+A layer whose matrix must be of some kind, as of low rank, is fitted freely and then brought to that kind, given G, or
+stays as it is, which is of that kind. So is W of an LSTM, GRU or RNN, to y = W x of the original: what the loop over
+time is given is no value of the graph.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def reconstruct(
         original: the graph that `found` was made of.
         pruned: the same without the units that go: its nodes stand in the same order, with the same names of values.
         kept: bool [found.count], the units that are left; None, as `found`, where all are.
-        constraints: what matrices nodes of `pruned` may have that are refitted in any case, from W of `original`.
+        constraints: what matrices nodes of `pruned` may have that are refitted from W of `original`.
         fixed: nodes of `pruned` that keep the weight that they share.
     """
     constraints = constraints or {}
@@ -146,18 +147,18 @@ def _refit(
     rng: np.random.Generator,
     constraint: Constraint | None,
 ) -> bool:
-    """Whether it gains; with a constraint it is refitted in any case."""
-    weight = constant((new if constraint is None else old).inputs[1])
+    """Whether it gains."""
+    weight, start = (constant(node.inputs[1]) for node in (new, new if constraint is None else old))
     given, result = new.inputs[0], old.outputs[0]
-    if weight is None or given is None:
+    if weight is None or start is None or given is None:
         return False
-    matrix = to_matrix(new, weight).astype(np.float64)
+    matrix, standing = (to_matrix(new, each).astype(np.float64) for each in (start, weight))
     recurrent = new.op_type in RECURRENT
     source = old.inputs[0] if recurrent and old.inputs[0] is not None else result
     other = None if recurrent else _addend(old, new)
     wanted_names = [str(source.name), *([str(other[0].name)] if other else [])]
     found_names = [str(given.name), *([str(other[1].name)] if other else [])]
-    squares = LeastSquares(matrix, _bias_of(new, matrix), settings.damping)
+    squares = LeastSquares(matrix, _bias_of(new, matrix), settings.damping, standing)
     runs = zip(stages[0].values(wanted_names), stages[1].values(found_names), strict=True)
     for number, (wanted, have) in enumerate(runs):
         entering = have[str(given.name)]
@@ -172,7 +173,7 @@ def _refit(
         rows = _rows(new, goal)[places].reshape(len(places), matrix.shape[0], -1).swapaxes(0, 1)
         squares.add(number * FOLDS // count, columns(new, weight, entering, places), rows)
     solution = squares.solve(constraint)
-    if constraint is None and solution.gain <= 0:
+    if solution.gain <= 0:
         return False
     set_constant(new, 1, from_matrix(new, solution.weight, weight.shape).astype(np.float32))
     if solution.bias is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.accuracy import cross_entropy, log_probabilities
+from graphopt.analysis.accuracy import cross_entropy, divergence, log_probabilities
 from graphopt.analysis.calibration import side_by_side
 from graphopt.analysis.channels import Group, Role
 from graphopt.analysis.execution import Session, processors
@@ -64,8 +64,7 @@ def measure_of(
         return lambda variant: noise_of(reference, variant, samples)
     known = log_probabilities(model, samples)
     if sensitivity is Sensitivity.DIVERGENCE:
-        share = np.exp(known)
-        return lambda variant: float((share * (known - log_probabilities(variant, samples))).sum(axis=1).mean())
+        return lambda variant: float(divergence(known, log_probabilities(variant, samples)).mean())
     if labels is None:
         raise UsageError("sensitivity=labels: there are no labels", advice="give class indices with --labels")
     first = start * len(known) // len(samples)

@@ -17,6 +17,7 @@ from graphopt.passes.factorize.factorize import Factorize
 from graphopt.passes.factorize.form import Method
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.sharing import spread_of
+from graphopt.passes.prune.least_squares import shrunk
 from graphopt.passes.prune.readers import observe
 from graphopt.pipeline.base import silent
 from tests.passes.factorize.test_factorize import HEAD, factored, low, sqnr, structure, weight
@@ -147,7 +148,9 @@ def test_covariances_add_up_by_places_and_biases_take_up_their_own_means() -> No
     observe(model, readers, Samples({"x": first, "v": second}, {"x": 0, "v": 1}), 100, 0, silent)
     spread = spread_of(layer, readers)
     rows = first.reshape(-1, 8)
-    expected = 0.75 * rows.T @ rows / 60 + 0.25 * np.cov(second.T, bias=True)
+    mean = rows.mean(axis=0)
+    expected = 0.75 * (shrunk(np.cov(rows.T, bias=True), 60) + np.outer(mean, mean))
+    expected += 0.25 * shrunk(np.cov(second.T, bias=True), 20)
     assert spread.covariance is not None and np.allclose(spread.covariance, expected, rtol=0.02, atol=0.02)
     assert spread.common is not None and np.allclose(spread.common, np.sqrt(0.75) * rows.mean(axis=0), atol=1e-5)
     assert spread.means[0] is None and np.allclose(spread.means[1], second.mean(axis=0), atol=1e-5)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.matrix_forms import Svd
 from graphopt.passes.factorize.sharing import split_all, spread_of
+from graphopt.passes.prune.least_squares import shrunk
 from graphopt.passes.prune.readers import observe
 from graphopt.pipeline.base import silent
 from tests.passes.factorize.test_factorize import HEAD, factored, low, sqnr, structure, weight
@@ -143,7 +144,9 @@ def test_an_embedding_adds_its_rows_alike_to_the_covariance_of_a_product() -> No
     made = {use.node: reader for use in layer.uses if (reader := use.reader()) is not None}
     observe(model, made, samples, 100, 0, silent)
     rows = np.concatenate([feeds["x1"] for feeds in samples])
-    expected = (5 * np.eye(WIDTH) / ROWS + 2 * rows.T @ rows / len(rows)) / 7
+    mean = rows.mean(axis=0)
+    gram = shrunk(np.cov(rows.T, bias=True), len(rows)) + np.outer(mean, mean)
+    expected = (5 * np.eye(WIDTH) / ROWS + 2 * gram) / 7
     np.testing.assert_allclose(spread_of(layer, made).covariance, expected, rtol=0.02, atol=0.01)
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.passes.prune.least_squares import FOLDS, LeastSquares
+from graphopt.passes.factorize.low_rank import directions
+from graphopt.passes.prune.least_squares import FOLDS, LeastSquares, shrunk
 
 Array = np.ndarray[Any, Any]
 
 
-def _fit(rows: Array, wanted: Array, start: Array) -> LeastSquares:
-    squares = LeastSquares(start[None], np.zeros((1, len(start))), 0.01)
+def _fit(rows: Array, wanted: Array, start: Array, standing: Array | None = None) -> LeastSquares:
+    kept = None if standing is None else standing[None]
+    squares = LeastSquares(start[None], np.zeros((1, len(start))), 0.01, kept)
     for number in range(len(rows)):
         squares.add(number * FOLDS // len(rows), rows[None, number : number + 1], wanted[None, number : number + 1])
     return squares
@@ -49,3 +51,40 @@ def test_enough_rows_find_the_weights() -> None:
 def test_one_sample_alone_judges_nothing() -> None:
     rows = np.random.default_rng(3).normal(size=(1, 6))
     assert _fit(rows, np.ones((1, 2)), np.zeros((2, 6))).solve().gain == 0
+
+
+def _rank_three(matrix: Array, covariance: Array) -> Array:
+    return directions(matrix[0], covariance[0]).projected(matrix[0], 3)[None]
+
+
+def test_a_constrained_fit_is_of_its_kind_and_gains_over_what_would_stay() -> None:
+    rng = np.random.default_rng(4)
+    mixing = rng.normal(size=(20, 20)) * np.geomspace(1, 0.05, 20)
+    truth, rows = rng.normal(size=(8, 20)), rng.normal(size=(600, 20)) @ mixing.T
+    plain = directions(truth, None).projected(truth, 3)
+    solution = _fit(rows, rows @ truth.T, truth, plain).solve(_rank_three)
+    assert np.linalg.matrix_rank(solution.weight[0], 1e-6) == 3 and solution.gain > 0.2
+    others = rng.normal(size=(600, 20)) @ mixing.T
+    errors = [np.square(others @ (weight - truth).T).mean() for weight in (solution.weight[0], plain)]
+    assert errors[0] < (1 - 0.5 * solution.gain) * errors[1]
+
+
+def test_a_constrained_fit_to_noise_gains_nothing() -> None:
+    rng = np.random.default_rng(5)
+    truth, rows = rng.normal(size=(8, 3)) @ rng.normal(size=(3, 20)), rng.normal(size=(24, 20))
+    assert _fit(rows, rows @ truth.T, truth, truth).solve(_rank_three).gain <= 0
+
+
+def test_a_covariance_is_shrunk_as_far_as_few_rows_misjudge_it() -> None:
+    rng = np.random.default_rng(6)
+    mixing = rng.normal(size=(40, 40)) * np.geomspace(1, 0.02, 40)
+    truth = mixing @ mixing.T
+    errors = {}
+    for count in (20, 100, 20000):
+        rows = rng.normal(size=(count, 40)) @ mixing.T
+        known = rows.T @ rows / count
+        found = shrunk(known, count)
+        assert np.isclose(np.trace(found), np.trace(known)) and np.linalg.eigvalsh(found).min() > 0
+        errors[count] = [np.square(each - truth).sum() for each in (found, known)]
+    assert errors[20][0] < 0.8 * errors[20][1] and errors[20000][0] < 1.05 * errors[20000][1]
+    assert np.allclose(shrunk(np.eye(5), 10), np.eye(5)) and not shrunk(np.zeros((5, 5)), 10).any()

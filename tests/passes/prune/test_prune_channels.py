@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -247,6 +248,11 @@ def test_excluded_layers_stay() -> None:
     outcome = pruned(residual(), PruneChannels(ratio=0.5, exclude=("conv_*",)))
     assert not outcome.result.changed
     assert outcome.reasons()["conv_0"] == "8 channels stay: excluded by the options"
+
+
+def test_only_groups_that_lost_units_are_recorded() -> None:
+    outcome = pruned(residual(), PruneChannels(ratio=0.2, exclude=("conv_0",)))
+    assert json.loads(outcome.after.metadata_props["graphopt.prune-channels.widths"]) == {"conv_2#0": 6}
 
 
 def test_floors_by_name_hold_beside_the_general_one() -> None:
