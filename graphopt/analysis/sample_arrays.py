@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The number of samples."""
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`, which lie within the source."""
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices, which rise and lie within the source."""
 
 
 class Rows(Protocol):
@@ -62,9 +62,9 @@ class Stacked:
     def __len__(self) -> int:
         return min(self._counts().values(), default=1)
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`; arrays in memory are not copied."""
-        return ({name: self._sample(name, index) for name in self.arrays} for index in range(start, stop))
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices; arrays in memory are not copied."""
+        return ({name: self._sample(name, index) for name in self.arrays} for index in indices)
 
     def _counts(self) -> dict[str, int]:
         return {name: len(array) // (self.rows[name] or 1) for name, array in self.arrays.items()}
@@ -76,6 +76,20 @@ class Stacked:
         else:
             found = array[index : index + 1].reshape(array.shape[1:])
         return found.astype(self.types[name], copy=False) if name in self.types else found
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A source of samples in memory, by index."""
+
+    feeds: Sequence[Feeds]
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices."""
+        return (dict(self.feeds[index]) for index in indices)
 
 
 def inputs_of(model: ir.Model) -> Inputs:

@@ -27,14 +27,11 @@ class Joined:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`."""
-        while start < stop:
-            index = bisect.bisect_right(self._ends, start)
-            end = min(stop, self._ends[index])
-            before = self._ends[index - 1] if index else 0
-            yield from self._opened(index).read(start - before, end - before)
-            start = end
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices, in rising order."""
+        for part, found in itertools.groupby(indices, lambda index: bisect.bisect_right(self._ends, index)):
+            before = self._ends[part - 1] if part else 0
+            yield from self._opened(part).read([index - before for index in found])
 
 
 class Paired:
@@ -46,9 +43,9 @@ class Paired:
     def __len__(self) -> int:
         return len(self._parts[0])
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`."""
-        for feeds in zip(*(part.read(start, stop) for part in self._parts), strict=True):
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices, in rising order."""
+        for feeds in zip(*(part.read(indices) for part in self._parts), strict=True):
             yield {name: array for part in feeds for name, array in part.items()}
 
 

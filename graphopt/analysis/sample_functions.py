@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import importlib
@@ -10,7 +11,7 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,13 +75,16 @@ class Called:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`; those before are made and dropped."""
-        found = 0
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices, in rising order; others before the last are made and dropped."""
+        if not indices:
+            return
+        found = at = 0
         for item in self._items():
-            yield from item.read(min(max(start - found, 0), len(item)), min(max(stop - found, 0), len(item)))
-            found += len(item)
-            if found >= stop and stop < self._count:
+            end = bisect.bisect_left(indices, found + len(item))
+            yield from item.read([index - found for index in indices[at:end]])
+            at, found = end, found + len(item)
+            if at == len(indices) and indices[-1] < self._count - 1:
                 return
         if found != self._count:
             raise DataError(

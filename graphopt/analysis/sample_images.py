@@ -161,10 +161,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._files) // (self._batch or 1)
 
-    def read(self, start: int, stop: int) -> Iterator[Feeds]:
-        """The samples from `start` up to `stop`. Raises DataError for a picture that cannot be read or does not fit."""
+    def read(self, indices: Sequence[int]) -> Iterator[Feeds]:
+        """The samples of these indices. Raises DataError for a picture that cannot be read or does not fit."""
         size = self._batch or 1
-        for index in range(start, stop):
+        for index in indices:
             arrays = [self._array(file) for file in self._files[index * size : (index + 1) * size]]
             yield {str(self._value.name): np.stack(arrays) if self._batch else arrays[0]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.probes import probe_arrays
-from graphopt.analysis.sample_arrays import Array, Feeds, Inputs, Source, Stacked, inputs_of
+from graphopt.analysis.sample_arrays import Array, Feeds, Inputs, Listed, Source, Stacked, inputs_of
 from graphopt.analysis.sample_files import is_array_file, open_samples
 from graphopt.analysis.sample_folders import open_folder, open_pictures
 from graphopt.analysis.sample_functions import Called, Function, describe_function, find_function, is_function
@@ -36,26 +36,26 @@ class Samples:
 
     def __init__(self, arrays: Mapping[str, Array], rows: Mapping[str, int]) -> None:
         self._source: Source = Stacked(arrays, rows)
-        self._start, self._count = 0, len(self._source)
+        self._chosen: Sequence[int] = range(len(self._source))  # indices in the source, which rise
 
     @classmethod
     def of(cls, source: Source) -> Self:
         """The samples of a source, which are read anew in each iteration."""
         samples = cls({}, {})
-        samples._source, samples._count = source, len(source)
+        samples._source, samples._chosen = source, range(len(source))
         return samples
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._chosen)
 
     def __iter__(self) -> Iterator[Feeds]:
-        return self._source.read(self._start, self._start + self._count)
+        return self._source.read(self._chosen)
 
     def __getitem__(self, index: int) -> Feeds:
         """The feeds of one sample. Raises IndexError beyond the last."""
-        if not 0 <= index < self._count:
-            raise IndexError(f"sample {index} of {self._count}")
-        (feeds,) = self._source.read(self._start + index, self._start + index + 1)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        (feeds,) = self._source.read(self._chosen[index : index + 1])
         return feeds
 
     def first(self, count: int) -> Self:
@@ -64,9 +64,21 @@ class Samples:
 
     def part(self, start: int, count: int) -> Self:
         """`count` samples from the `start`-th on, or as many of these as there are."""
+        return self._of_chosen(self._chosen[start : start + count])
+
+    def at(self, places: Iterable[int]) -> Self:
+        """The samples at these places, which rise."""
+        return self._of_chosen([self._chosen[place] for place in places])
+
+    def in_memory(self, limit: int) -> Self:
+        """The same, read once and kept, where the first one tells that all take `limit` bytes at most."""
+        if not len(self) or len(self) * sum(array.nbytes for array in self[0].values()) > limit:
+            return self
+        return self.of(Listed(list(self)))
+
+    def _of_chosen(self, chosen: Sequence[int]) -> Self:
         some = self.of(self._source)
-        some._start = self._start + min(start, self._count)
-        some._count = min(count, self._count - min(start, self._count))
+        some._chosen = chosen
         return some
 
 

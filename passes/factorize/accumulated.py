@@ -15,15 +15,14 @@ floats it is the fraction of places that differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.accuracy import divergence, log_scores
-from graphopt.analysis.samples import Samples
-from graphopt.passes.prune.held_out import Judged, held_out_count
+from graphopt.analysis.sample_parts import Parts, spread
+from graphopt.passes.prune.held_out import Judged
 from graphopt.passes.prune.sensitivity import runs_of
 
 Array = np.ndarray[Any, Any]
@@ -38,30 +37,19 @@ _NEVER = -1e30  # the score of a class that is masked
 class Accumulated:
     """The losses of variants of a model.
 
-    original: what is compared with. samples: the last of them judge; a single one has to be fitted to as well.
-    wanted: to how many samples a pass would like to fit. limit: of what may be lost.
+    original: what is compared with. parts: of the samples; where none is apart, the single one judges too.
+    limit: of what may be lost.
     """
 
     original: ir.Model
-    samples: Samples
-    wanted: int
+    parts: Parts
     limit: float
-
-    @property
-    def held_out(self) -> int:
-        """Samples that nothing is fitted to."""
-        return held_out_count(len(self.samples), self.wanted)
-
-    @property
-    def fitting(self) -> Samples:
-        """Those that a pass may fit to, from the first on."""
-        return self.samples.first(len(self.samples) - self.held_out)
 
     def lost(self, model: ir.Model) -> float:
         """What the worst output of `model` loses."""
-        judging = min(max(self.held_out, 1), _MOST)
-        start = len(self.samples) - judging
-        runs = (runs_of(each, islice(self.samples, start, None)) for each in (self.original, model))
+        apart = self.parts.apart if len(self.parts.apart_places) else self.parts.samples
+        judging = apart.at(spread(len(apart), _MOST))
+        runs = (runs_of(each, judging) for each in (self.original, model))
         outputs = {
             str(value.name): _Loss(_may_be_scores(value, self.original)) for value in self.original.graph.outputs
         }
@@ -73,7 +61,9 @@ class Accumulated:
     def judge(self, model: ir.Model) -> Judged:
         """Whether the limit holds, for `largest`."""
         lost = self.lost(model)
-        return Judged(lost <= self.limit, {"held-out-samples": self.held_out, "output-lost": round(lost, 4)})
+        return Judged(
+            lost <= self.limit, {"held-out-samples": len(self.parts.apart_places), "output-lost": round(lost, 4)}
+        )
 
 
 def _may_be_scores(value: ir.Value, model: ir.Model) -> bool:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.quantization import quantized_node
+from graphopt.analysis.sample_parts import Parts
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone
@@ -30,7 +31,7 @@ from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
 from graphopt.passes.factorize.sensitivity import losses, lower
 from graphopt.passes.factorize.sharing import split_all, spread_of
-from graphopt.passes.prune.held_out import HeldOut, Judged, largest
+from graphopt.passes.prune.held_out import HeldOut, Judged, held_out, largest
 from graphopt.passes.prune.least_squares import Constraint
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
@@ -228,8 +229,8 @@ class Factorize(Pass):
         asked = f"{context.max_drop} {format_spec(self)}"
         if model.metadata_props.get(_HELD) == asked:
             return PassResult(False)
-        fitting, judge, allowed = self._judge(clone(model), context, samples)
-        context = replace(context, calibration=fitting)
+        parts, judge, allowed = self._judge(clone(model), context, samples)
+        context = replace(context, calibration=parts.fitting, labels=parts.fitting_labels)
         plan = self._plan(model, costs[0], context)
 
         def attempt(sought: float) -> tuple[ir.Model, PassResult]:
@@ -255,17 +256,16 @@ class Factorize(Pass):
 
     def _judge(
         self, model: ir.Model, context: PassContext, samples: Samples
-    ) -> tuple[Samples, Callable[[ir.Model], Judged], str]:
-        """Samples to fit to, what judges a variant of `model` by the others, and what is allowed."""
+    ) -> tuple[Parts, Callable[[ir.Model], Judged], str]:
+        """Samples to fit to and others, what judges a variant of `model` by the others, and what is allowed."""
         wanted, limit = max(self.samples, self.measured), context.max_drop
         if limit is None:
-            apart = Accumulated(model, samples, wanted, self.model_lost)
-            lost = self.model_lost
+            parts, lost = held_out(samples, wanted, context.labels), self.model_lost
             allowed = f"{100 * lost:.3g} % of the outputs' energy, or {lost:.3g} nats of their classes (model_lost)"
-            return apart.fitting, apart.judge, allowed
-        held_out = HeldOut(context.original or model, samples, context.labels, wanted)
+            return parts, Accumulated(model, parts, lost).judge, allowed
+        apart = HeldOut(context.original or model, samples, context.labels, wanted)
         allowed = f"the {100 * limit:.2f} points that are allowed"
-        return held_out.fitting, lambda variant: held_out.judge(variant, limit), allowed
+        return apart.parts, lambda variant: apart.judge(variant, limit), allowed
 
     def _apply(
         self, model: ir.Model, plan: _Plan, sought: float, costs: tuple[float, float], context: PassContext
@@ -301,7 +301,7 @@ class Factorize(Pass):
             constraints = {
                 layer.node: _of_rank(choice.form, choice.rank) for layer, choice, _ in chosen if not layer.sharing
             }
-            fixed = [use.node for layer, _, _ in chosen for use in layer.sharing]
+            fixed = {use.node: "its weight is shared" for layer, _, _ in chosen for use in layer.sharing}
             _, refused = reconstruct(original, model, None, None, few, settings, context.progress, constraints, fixed)
             declined += refused
         for layer, choice, _ in chosen:

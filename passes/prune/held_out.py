@@ -1,8 +1,8 @@
 """Held-out samples: what a limit on the loss is judged by, which nothing was fitted to.
 
 Layers that were refitted to few samples do better on these than on others. So a pass that has to hold a limit fits to
-the first of the samples and looks at the rest, a fifth at least. The limit of the whole run is of all samples: a
-variant has to hold it there too.
+some of the samples and looks at the rest, a fifth at least, spread between them. The limit of the whole run is of all
+samples: a variant has to hold it there too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.accuracy import drop_between, predictions
+from graphopt.analysis.sample_parts import Parts, parted
 from graphopt.analysis.samples import Samples
 from graphopt.pipeline.base import PassResult
 
@@ -54,9 +55,11 @@ class Judged:
     statistics: Mapping[str, int | float | str]
 
 
-def held_out_count(count: int, wanted: int) -> int:
-    """How many of `count` samples judge a pass that would like to fit to `wanted`; none of a single one."""
-    return min(max(count - wanted, int(np.ceil(_LEAST * count))), count - 1)
+def held_out(samples: Samples, wanted: int, labels: Array | None = None) -> Parts:
+    """The samples that judge a pass which would like to fit to `wanted`, apart; none of a single one."""
+    count = len(samples)
+    apart = min(max(count - wanted, int(np.ceil(_LEAST * count))), count - 1)
+    return parted(samples, count - apart, apart, labels)
 
 
 def largest(
@@ -95,31 +98,29 @@ class HeldOut:
     """
 
     def __init__(self, original: ir.Model, samples: Samples, labels: Array | None, wanted: int) -> None:
-        self._samples, self._labels = samples, labels
-        self.count = held_out_count(len(samples), wanted)
+        self.parts = held_out(samples, wanted, labels)
         self._expected, self._output = predictions(original, samples)
-        rows = len(self._expected) // len(samples)
-        self._first = (len(samples) - self.count) * rows if self.count else 0
 
     @property
-    def fitting(self) -> Samples:
-        """Those that a pass may fit to, from the first on."""
-        return self._samples.first(len(self._samples) - self.count)
+    def count(self) -> int:
+        """Samples that nothing is fitted to."""
+        return len(self.parts.apart_places)
 
     def loss(self, model: ir.Model) -> Loss:
         """What `model` loses. Raises DataError if the labels do not fit."""
-        found, _ = predictions(model, self._samples)
-        overall = drop_between(self._expected, found, self._output, self._labels)
-        labels = None if self._labels is None else self._labels[self._first :]
-        apart = drop_between(self._expected[self._first :], found[self._first :], self._output, labels)
-        return Loss(apart.drop, overall.drop)
+        found, _ = predictions(model, self.parts.samples)
+        overall = drop_between(self._expected, found, self._output, self.parts.labels).drop
+        if not self.count:
+            return Loss(overall, overall)
+        expected, apart = (self.parts.entries(each, self.parts.apart_places) for each in (self._expected, found))
+        return Loss(drop_between(expected, apart, self._output, self.parts.apart_labels).drop, overall)
 
     def judge(self, model: ir.Model, limit: float) -> Judged:
         """Whether `model` loses no more than the limit."""
         loss = self.loss(model)
         statistics = {
             "held-out-samples": self.count,
-            "samples-fitted": len(self.fitting),
+            "samples-fitted": len(self.parts.fitting_places),
             "drop-held-out": round(loss.held_out, 4),
         }
         return Judged(loss.worst <= limit, statistics)

@@ -78,7 +78,7 @@ def rank(
     rng: np.random.Generator,
     gradients: Array | None = None,
 ) -> Ranking:
-    """The ranking of a group's units; without readers that can be measured, by l2.
+    """The ranking of a group's units; by l2 where readers count and most cannot be measured.
 
     Args:
         gradients: the score of each unit, [found.count], where importance needs gradients.
@@ -90,10 +90,12 @@ def rank(
             raise ValueError(f"{importance.value} needs gradients")
         return _ranked(group, gradients[group.units])
     if importance in _NEEDS_READERS:
-        mine = [readers[node] for node in dict.fromkeys(s.node for s in group.weights(Role.IN)) if node in readers]
-        if mine and importance is Importance.SURGEON:
+        nodes = dict.fromkeys(slot.node for slot in group.weights(Role.IN))
+        mine = [readers[node] for node in nodes if node in readers]
+        enough = 2 * len(mine) > len(nodes)
+        if enough and importance is Importance.SURGEON:
             return _surgeon(group, mine)
-        if mine:
+        if enough:
             return _ranked(group, _by_features(group, mine, _OF_FEATURES[importance]))
         importance = Importance.L2
     if importance is Importance.SCALE:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from graphopt.analysis.channels import Channels, Group, Labels
+from graphopt.analysis.channels import Channels, Group, Labels, channels
 
 Array = np.ndarray[Any, Any]
 
@@ -33,3 +34,10 @@ def numbers_in(whole: Channels, kept: Array, found: Channels) -> Labels:
             if before is not None:
                 numbers[units] = before[kept[before]]
     return numbers
+
+
+def narrowed(graph: ir.Graph, widths: Mapping[str, int], *, hidden_width: bool) -> dict[str, int]:
+    """The `widths` before, by `keys`, of groups that are narrower now."""
+    groups = channels(graph, hidden_width=hidden_width).groups
+    now = {key: group.width for key, group in zip(keys(groups), groups, strict=True)}
+    return {key: width for key, width in widths.items() if now.get(key) != width}

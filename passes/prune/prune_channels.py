@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.channels import Channels, Group, channels
 from graphopt.analysis.quantization import quantized_node
+from graphopt.analysis.sample_parts import Parts
 from graphopt.analysis.samples import Samples
 from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
@@ -39,12 +40,13 @@ from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut
 from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, Ranking, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
-from graphopt.passes.prune.numbering import keys, numbers_in
+from graphopt.passes.prune.numbering import keys, narrowed, numbers_in
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
 from graphopt.passes.prune.surgery import remove_units
-from graphopt.passes.prune.variants import AS_IT_IS, REFITTED, Parts, Variant, judging, least, parted, refusal
+from graphopt.passes.prune.unseen import unseen_by
+from graphopt.passes.prune.variants import AS_IT_IS, REFITTED, Variant, few_apart, judging, least, refusal
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec
 
@@ -125,7 +127,7 @@ class PruneChannels(Pass):
             return PassResult(False)
         original = context.original or clone(model)
         apart = HeldOut(original, samples, context.labels, max(self.samples, self.measured))
-        fitting = replace(context, calibration=apart.fitting)
+        fitting = replace(context, calibration=apart.parts.fitting, labels=apart.parts.fitting_labels)
 
         def attempt(ratio: float) -> tuple[ir.Model, PassResult]:
             candidate = clone(model)
@@ -171,22 +173,23 @@ class PruneChannels(Pass):
         widths |= json.loads(model.metadata_props.get(_WIDTHS, "{}"))
         kept = np.ones(whole.count, bool)
         samples = context.calibration
-        parts = None if samples is None else parted(samples, self.samples, self.measured)
+        parts = None if samples is None else few_apart(samples, self.samples, self.measured, context.labels)
+        unseen = {} if parts is None or not plan.reconstruct else unseen_by(original, whole, parts.fitting)
         for step in range(1, self.steps + 1):
             found = channels(model.graph, hidden_width=self.hidden_width)
             wanted = before * (aim / before) ** (step / self.steps)
-            choices, refused = plan._choose(model, found, wanted, widths, parts, context)
+            choices, refused = plan._choose(model, found, wanted, widths, parts, unseen, context)
             declined |= dict.fromkeys(refused)
-            made = plan._variants(original, model, whole, kept, choices, parts, context)
+            made = plan._variants(original, model, whole, kept, choices, parts, unseen, context)
             best = next(made, None)
             if best is None:
                 break
             if parts is not None and plan.reconstruct:
                 sensitivity = judging(original, parts.apart, self.sensitivity)
-                measure = measure_of(original, parts.apart, sensitivity, context.labels, parts.start)
+                measure = measure_of(original, parts.apart, sensitivity, parts.apart_labels)
                 best, judged = least(best, made, measure)
-                statistics |= {"variant": best.name, "held-out-samples": len(parts.apart), **judged}
-                declined |= dict.fromkeys(refusal(best, judged, len(parts.apart)))
+                statistics |= {"variant": best.name, "held-out-samples": len(parts.apart_places), **judged}
+                declined |= dict.fromkeys(refusal(best, judged, len(parts.apart_places)))
             declined |= dict.fromkeys(best.refused)
             model.graph, kept = best.model.graph, best.kept
         gone = int((~kept).sum())
@@ -195,7 +198,9 @@ class PruneChannels(Pass):
         if gone:
             for kind in Saving:
                 model.metadata_props.setdefault(_RECORD + kind.value, repr(record[kind]))
-            model.metadata_props[_WIDTHS] = json.dumps(_narrowed(model, widths, self.hidden_width), sort_keys=True)
+            model.metadata_props[_WIDTHS] = json.dumps(
+                narrowed(model.graph, widths, hidden_width=self.hidden_width), sort_keys=True
+            )
             model.metadata_props.pop(_EXHAUSTED, None)
             if short:
                 model.metadata_props[_EXHAUSTED] = self._limits(context)
@@ -251,6 +256,7 @@ class PruneChannels(Pass):
         kept: Array,
         choices: Iterable[tuple[str, Array]],
         parts: Parts | None,
+        unseen: Mapping[int, str],
         context: PassContext,
     ) -> Iterator[Variant]:
         """`model` with what stays by each of the choices, refitted if it should be, and as it is."""
@@ -265,13 +271,19 @@ class PruneChannels(Pass):
             left[numbers_in(whole, kept, found)[~stays]] = False
             remove_units(pruned.graph, found, ~stays)
             refresh_shapes(pruned)
+            refused: tuple[Declined, ...] = ()
             if self.reconstruct and parts is not None:
                 refitted = clone(pruned)
                 few = affordable(original, refitted, parts.fitting)
                 settings = Settings(self._places_in(few), self.damping, context.seed)
-                _, refused = reconstruct(original, refitted, whole, left, few, settings, context.progress)
-                yield Variant(name + REFITTED, refitted, left, plain=False, refused=refused)
-            yield Variant(name + AS_IT_IS, pruned, left, plain=True)
+                fixed = {node: unseen[place] for place, node in enumerate(refitted.graph) if place in unseen}
+                done, refused = reconstruct(
+                    original, refitted, whole, left, few, settings, context.progress, fixed=fixed
+                )
+                if done:
+                    yield Variant(name + REFITTED, refitted, left, plain=False, refused=refused)
+                    refused = ()
+            yield Variant(name + AS_IT_IS, pruned, left, plain=True, refused=refused)
 
     def _choose(
         self,
@@ -280,6 +292,7 @@ class PruneChannels(Pass):
         target: float,
         widths: Mapping[str, int],
         parts: Parts | None,
+        unseen: Mapping[int, str],
         context: PassContext,
     ) -> tuple[Iterator[tuple[str, Array]], tuple[Declined, ...]]:
         """The units that stay, bool [count], so that `target` is left: shared out by losses of readers that are
@@ -293,7 +306,7 @@ class PruneChannels(Pass):
         gradients = None
         if parts is not None and self.importance in NEEDS_GRADIENTS:
             score = taylor if self.importance is Importance.TAYLOR else fisher
-            gradients = score(model, groups, found, parts.fitting, context.labels, context.progress)
+            gradients = score(model, groups, found, parts.fitting, parts.fitting_labels, context.progress)
         before = {id(group): widths.get(key) for key, group in zip(keys(found.groups), found.groups, strict=True)}
         rankings = [rank(group, found, measured, self.importance, rng, gradients) for group in groups]
         least = [floor_of(group, self.least, floors) for group in groups]
@@ -304,7 +317,9 @@ class PruneChannels(Pass):
             ]
             for multiple in multiples(context.target, self.multiple)
         ]
-        sharing = self._sharing(model, groups, measured, budget, np.ones(found.count, bool), target, parts, context)
+        fixed = {node for place, node in enumerate(model.graph) if place in unseen or not self.reconstruct}
+        refitted = {node: each for node, each in measured.items() if node not in fixed}
+        sharing = self._sharing(model, found, groups, refitted, budget, target, parts, context)
         choices: Iterator[tuple[str, Array]] = (
             (name, _keep_one(found, closest(map(share, attempts), budget, target), rankings)) for name, share in sharing
         )
@@ -342,15 +357,16 @@ class PruneChannels(Pass):
     def _sharing(
         self,
         model: ir.Model,
+        found: Channels,
         groups: Sequence[Group],
-        measured: dict[ir.Node, Reader],
+        refitted: Mapping[ir.Node, Reader],
         budget: Budget,
-        kept: Array,
         target: float,
         parts: Parts | None,
         context: PassContext,
     ) -> Iterator[tuple[str, Callable[[Sequence[Candidate]], Array]]]:
-        """What stays of candidates: names of ways to share out, and the ways."""
+        """What stays of candidates: names of ways to share out, and the ways. `refitted`: readers that will be."""
+        kept = np.ones(found.count, bool)
         if self.allocation is Allocation.GLOBAL:
 
             def by_scores(candidates: Sequence[Candidate]) -> Array:
@@ -363,22 +379,15 @@ class PruneChannels(Pass):
             widths = [group.width for group in groups]
             yield "", lambda candidates: uniform(candidates, widths, budget, kept, target)
             return
-        measure = measure_of(model, parts.apart, self.sensitivity, context.labels, parts.start)
+        measure = measure_of(model, parts.apart, self.sensitivity, parts.apart_labels)
 
-        def by_losses(refit: bool, candidates: Sequence[Candidate]) -> Array:
-            found = losses(model, groups, candidates, measured, measure, context.progress, refit=refit)
-            return by_loss(candidates, found, budget, kept, target)
+        def by_losses(readers: Mapping[ir.Node, Reader], candidates: Sequence[Candidate]) -> Array:
+            lost = losses(model, found, groups, candidates, readers, measure, context.progress)
+            return by_loss(candidates, lost, budget, kept, target)
 
-        yield "", functools.partial(by_losses, self.reconstruct)
+        yield "", functools.partial(by_losses, refitted)
         if self.reconstruct:
-            yield "ranked-without-", functools.partial(by_losses, False)
-
-
-def _narrowed(model: ir.Model, widths: Mapping[str, int], hidden_width: bool) -> dict[str, int]:
-    """The `widths` of groups that are narrower now."""
-    groups = channels(model.graph, hidden_width=hidden_width).groups
-    now = {key: group.width for key, group in zip(keys(groups), groups, strict=True)}
-    return {key: width for key, width in widths.items() if now.get(key) != width}
+            yield "ranked-without-", functools.partial(by_losses, {})
 
 
 def _keep_one(found: Channels, kept: Array, rankings: Sequence[Ranking]) -> Array:

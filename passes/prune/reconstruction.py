@@ -17,14 +17,16 @@ time is given is no value of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.channels import Channels
+from graphopt.analysis.sample_parts import spread
 from graphopt.analysis.samples import Samples
 from graphopt.analysis.stages import Stages, bytes_kept
 from graphopt.ir.reading import constant, is_standard
@@ -52,7 +54,7 @@ class Settings:
 def affordable(original: ir.Model, pruned: ir.Model, samples: Samples) -> Samples:
     """As many of the samples as both models can keep the state of."""
     largest = max(bytes_kept(original) + bytes_kept(pruned), 1)
-    return samples.first(max(1, STATE_BYTES // largest))
+    return samples.at(spread(len(samples), max(1, STATE_BYTES // largest)))
 
 
 def reconstruct(
@@ -64,7 +66,7 @@ def reconstruct(
     settings: Settings,
     progress: Progress,
     constraints: Mapping[ir.Node, Constraint] | None = None,
-    fixed: Collection[ir.Node] = (),
+    fixed: Mapping[ir.Node, str] = MappingProxyType({}),
 ) -> tuple[int, tuple[Declined, ...]]:
     """Refit the layers of `pruned`, in place; how many, and which were left as they are.
 
@@ -73,7 +75,7 @@ def reconstruct(
         pruned: the same without the units that go: its nodes stand in the same order, with the same names of values.
         kept: bool [found.count], the units that are left; None, as `found`, where all are.
         constraints: what matrices nodes of `pruned` may have that are refitted from W of `original`.
-        fixed: nodes of `pruned` that keep the weight that they share.
+        fixed: nodes of `pruned` that keep their weight, and why.
     """
     constraints = constraints or {}
     few = affordable(original, pruned, samples)
@@ -99,8 +101,7 @@ def reconstruct(
         reason = "" if new.op_type in RECURRENT else why_not(new, 1, weight)
         if not reason and to_matrix(new, weight).shape[-1] > MOST_FEATURES:
             reason = f"it sums over more than {MOST_FEATURES} numbers"
-        if new in fixed:
-            reason = "its weight is shared"
+        reason = fixed.get(new, reason)
         if reason:
             declined.append(Declined(new.name or new.op_type, f"it is not refitted: {reason}"))
             continue

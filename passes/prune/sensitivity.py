@@ -16,13 +16,14 @@ import onnx_ir as ir
 
 from graphopt.analysis.accuracy import cross_entropy, divergence, log_probabilities
 from graphopt.analysis.calibration import side_by_side
-from graphopt.analysis.channels import Group, Role
+from graphopt.analysis.channels import Channels, Group, Role
 from graphopt.analysis.execution import Session, processors
 from graphopt.analysis.noise import Noise
 from graphopt.analysis.sample_arrays import Feeds
 from graphopt.analysis.samples import Samples
 from graphopt.errors import UsageError
 from graphopt.ir import clone
+from graphopt.ir.reading import constant
 from graphopt.passes.cleanup.constants import set_constant
 from graphopt.passes.prune.allocation import Candidate
 from graphopt.passes.prune.readers import Reader
@@ -31,6 +32,7 @@ from graphopt.pipeline.base import Progress
 
 Array = np.ndarray[Any, Any]
 
+_KEPT_BYTES = 256 << 20  # of samples: more are read again each time
 _MEASURED = 6  # levels of a group; between them losses are interpolated
 
 
@@ -43,7 +45,7 @@ class Sensitivity(enum.Enum):
 
 
 def measure_of(
-    model: ir.Model, samples: Samples, sensitivity: Sensitivity, labels: Array | None, start: int = 0
+    model: ir.Model, samples: Samples, sensitivity: Sensitivity, labels: Array | None
 ) -> Callable[[ir.Model], float]:
     """The loss of a variant of `model`, 0 if it is the same.
 
@@ -52,13 +54,14 @@ def measure_of(
     labels      what the mean of −log p' of the right classes has gained.
 
     Args:
-        labels: of each row of scores, of these samples and of others around them.
-        start: how many samples with labels stand before these.
+        samples: kept in memory, if they are not too many.
+        labels: of each row of scores; of samples behind these, too.
 
     Raises:
         UsageError: the loss is of labels, and there are none.
         DataError: it is of probabilities, and the model has no class scores, or labels do not fit.
     """
+    samples = samples.in_memory(_KEPT_BYTES)
     if sensitivity is Sensitivity.OUTPUT:
         reference = outputs_of(model, samples)
         return lambda variant: noise_of(reference, variant, samples)
@@ -67,47 +70,44 @@ def measure_of(
         return lambda variant: float(divergence(known, log_probabilities(variant, samples)).mean())
     if labels is None:
         raise UsageError("sensitivity=labels: there are no labels", advice="give class indices with --labels")
-    first = start * len(known) // len(samples)
-    mine = labels[first : first + len(known)]
+    mine = labels[: len(known)]
     before = cross_entropy(known, mine)
     return lambda variant: cross_entropy(log_probabilities(variant, samples), mine) - before
 
 
 def losses(
     model: ir.Model,
+    found: Channels,
     groups: Sequence[Group],
     candidates: Sequence[Candidate],
     readers: Mapping[ir.Node, Reader],
     measure: Callable[[ir.Model], float],
     progress: Progress,
-    *,
-    refit: bool,
 ) -> list[Array]:
     """For each candidate, the loss at each of its levels.
 
     Args:
         model: left as it is.
         groups: of the candidates.
-        readers: with moments; a reader that is not among them only loses columns.
+        readers: with moments, which are refitted; one that is not among them only loses columns.
         measure: the loss of a variant of the model.
-        refit: whether readers are refitted.
     """
     chosen = [_spread(len(each.levels)) for each in candidates]
     total, done = sum(map(len, chosen)), 0
-    found = []
+    lost = []
     for group, each, levels in zip(groups, candidates, chosen, strict=True):
         measured = [0.0]
         for level in levels:
             progress(done, total, f"sensitivity of {group.name}")
-            variant = _narrowed(model, group, each.gone(level), readers, refit=refit)
+            variant = _narrowed(model, found, group, each.gone(level), readers)
             measured.append(measure(variant))
             done += 1
         rising = np.maximum.accumulate(measured)
-        found.append(
+        lost.append(
             np.interp([each.levels[i] for i in range(len(each.levels))], [0, *(each.levels[i] for i in levels)], rising)
         )
     progress(total, total, "sensitivity")
-    return found
+    return lost
 
 
 def _spread(count: int) -> list[int]:
@@ -138,20 +138,22 @@ def runs_of(model: ir.Model, samples: Iterable[Feeds]) -> Iterator[Mapping[str, 
 
 
 def _narrowed(
-    model: ir.Model, group: Group, gone: Array, readers: Mapping[ir.Node, Reader], *, refit: bool
+    model: ir.Model, found: Channels, group: Group, gone: Array, readers: Mapping[ir.Node, Reader]
 ) -> ir.Model:
     """A copy whose readers do without the units."""
     copy = clone(model)
     places = {node: number for number, node in enumerate(model.graph)}
     nodes = list(copy.graph)
     for slot in group.weights(Role.IN):
-        reader = readers.get(slot.node)
-        tensor = slot.value.const_value
-        if reader is None or tensor is None:
+        node, reader = nodes[places[slot.node]], readers.get(slot.node)
+        weight, units = constant(node.inputs[slot.index]), found.units_of(slot.value, slot.axis)
+        if weight is None or units is None:
             continue
-        matrix = without(reader, gone) if refit else np.where(np.isin(reader.units, gone)[:, None], 0, reader.matrix)
-        weight = from_matrix(slot.node, matrix, tuple(tensor.numpy().shape)).astype(np.float32)
-        set_constant(nodes[places[slot.node]], slot.index, weight)
+        if reader is not None:
+            weight = from_matrix(slot.node, without(reader, gone), weight.shape).astype(np.float32)
+        else:
+            weight = np.where(np.isin(units, gone).reshape(-1, *(1,) * (weight.ndim - 1 - slot.axis)), 0, weight)
+        set_constant(node, slot.index, weight)
     return copy
 
 

@@ -15,9 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.accuracy import scores_output
+from graphopt.analysis.sample_parts import Parts, parted
 from graphopt.analysis.samples import Samples
 from graphopt.passes.prune.sensitivity import Sensitivity, outputs_of
 from graphopt.pipeline.base import Declined
+
+Array = np.ndarray[Any, Any]
 
 REFITTED, AS_IT_IS = "refitted", "as-it-is"  # how names of variants end
 _MOST = 0.2  # of the samples are held out
@@ -25,22 +28,12 @@ _ENOUGH = 0.5
 _CLEARLY = 1.1  # by so much the loss of a refitted variant has to be less: few samples judge
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Samples that a pass may fit to, and those behind them, which judge; the same where there is a single one."""
-
-    fitting: Samples
-    apart: Samples
-    start: int  # of `apart` in all samples
-
-
-def parted(samples: Samples, wanted: int, judging: int) -> Parts:
-    """Up to `judging` samples, a fifth at most, behind up to `wanted` others."""
-    count = min(judging, max(1, int(np.ceil(_MOST * len(samples)))), len(samples) - 1)
-    if count == 0:
-        return Parts(samples, samples, 0)
-    start = min(wanted, len(samples) - count)
-    return Parts(samples.first(start), samples.part(start, count), start)
+def few_apart(samples: Samples, wanted: int, judging: int, labels: Array | None = None) -> Parts:
+    """Up to `judging` samples apart, a fifth at most, of up to `wanted` others; a single one is both parts."""
+    if len(samples) == 1:
+        return Parts(samples, np.arange(1), np.arange(1), labels)
+    apart = min(judging, int(np.ceil(_MOST * len(samples))))
+    return parted(samples, min(wanted, len(samples) - apart), apart, labels)
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Variant:
 
     name: str
     model: ir.Model
-    kept: np.ndarray[Any, Any]
+    kept: Array
     plain: bool
     refused: tuple[Declined, ...] = ()
 
@@ -78,10 +71,10 @@ def least(
 
 def refusal(best: Variant, losses: Mapping[str, float], samples: int) -> tuple[Declined, ...]:
     """Why the variant that was chosen is not refitted; nothing if it is."""
-    if not best.plain:
+    refitted = [loss for name, loss in losses.items() if name.endswith(REFITTED)]
+    if not best.plain or not refitted:
         return ()
-    refitted = min(loss for name, loss in losses.items() if name.endswith(REFITTED))
-    reason = f"on {samples} samples apart it loses {refitted} refitted, {losses[f'loss-{best.name}']} as it is"
+    reason = f"on {samples} samples apart it loses {min(refitted)} refitted, {losses[f'loss-{best.name}']} as it is"
     return (Declined("model", f"it is not refitted: {reason}"),)
 
 

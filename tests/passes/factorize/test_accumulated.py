@@ -13,6 +13,7 @@ from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples
 from graphopt.passes.factorize.accumulated import Accumulated
 from graphopt.passes.factorize.factorize import Factorize
+from graphopt.passes.prune.held_out import held_out
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import TARGETS
 from tests.passes.factorize.test_factorize import HEAD, dense, gaussian, macs, weight
@@ -32,9 +33,10 @@ def scaled(factor: float, offset: float = 0.0) -> ir.Model:
 
 def test_the_worst_output_counts_and_its_mean_does_not() -> None:
     array = weight(50, 4)
-    accumulated = Accumulated(scaled(1, 100), Samples({"x": array}, {"x": 1}), 40, 0.05)
-    assert (accumulated.held_out, len(accumulated.fitting)) == (10, 40)
-    apart = array[40:]
+    parts = held_out(Samples({"x": array}, {"x": 1}), 40)
+    accumulated = Accumulated(scaled(1, 100), parts, 0.05)
+    assert (len(parts.apart), len(parts.fitting)) == (10, 40)
+    apart = array[parts.apart_places]
     expected = 0.1**2 * np.square(apart).sum() / np.square(apart - apart.mean(axis=0)).sum()
     assert accumulated.lost(scaled(1, 100)) == 0
     assert accumulated.lost(scaled(0.9, 100)) == pytest.approx(expected, rel=1e-3)
@@ -45,7 +47,7 @@ def test_the_worst_output_counts_and_its_mean_does_not() -> None:
 
 def test_a_constant_output_is_judged_by_its_own_energy() -> None:
     samples = Samples({"x": np.ones((10, 4), np.float32)}, {"x": 1})
-    accumulated = Accumulated(scaled(1, 100), samples, 8, 0.05)
+    accumulated = Accumulated(scaled(1, 100), held_out(samples, 8), 0.05)
     assert accumulated.lost(scaled(1, 110)) == pytest.approx(0.01, rel=0.05)
 
 
@@ -61,8 +63,8 @@ def test_less_is_saved_than_asked_where_the_model_would_lose_too_much(options: d
     result = run(pass_, held, context)
     assert "output-lost" not in limitless.statistics and all(each.layer != "model" for each in limitless.declined)
     assert macs(free) < macs(held) < macs(model)
-    assert _lost(model, free, 40) > 0.05 >= _lost(model, held, 40) > 0
-    assert result.statistics["output-lost"] == pytest.approx(_lost(model, held, 40), rel=0.01)
+    assert _lost(model, free, 160) > 0.05 >= _lost(model, held, 160) > 0
+    assert result.statistics["output-lost"] == pytest.approx(_lost(model, held, 160), rel=0.01)
     assert result.statistics["held-out-samples"] == 40
     reason = next(each.reason for each in result.declined if each.layer == "model")
     assert "asked was done: more costs more than 5 % of the outputs' energy, or 0.05 nats of their classes" in reason
@@ -100,16 +102,17 @@ def logits(scale: float) -> ir.Model:
 
 def test_scores_are_judged_by_the_divergence_of_their_classes() -> None:
     before, after = logits(1), logits(0.3)
-    samples = Samples({"x": weight(50, 1, 5, 3)}, {"x": None})
-    known, made = (_outputs(model, samples)[40:] for model in (before, after))
+    parts = held_out(Samples({"x": weight(50, 1, 5, 3)}, {"x": 0}), 40)
+    known, made = (_outputs(model, parts.apart) for model in (before, after))
     assert np.square(known - made).sum() / np.square(known - known.mean(axis=0)).sum() < 1e-3
-    lost = Accumulated(before, samples, 40, 0.05).lost(after)
+    lost = Accumulated(before, parts, 0.05).lost(after)
     assert lost == pytest.approx(_divergence(known, made), rel=1e-3) and lost > 0.05
 
 
-def _lost(before: ir.Model, after: ir.Model, count: int) -> float:
-    """By hand, of the last `count` samples: of their energy, or in nats of their classes."""
-    known, made = (_outputs(model, gaussian(before, 200))[-count:] for model in (before, after))
+def _lost(before: ir.Model, after: ir.Model, wanted: int) -> float:
+    """By hand, of the samples apart of `wanted` others: of their energy, or in nats of their classes."""
+    apart = held_out(gaussian(before, 200), wanted).apart
+    known, made = (_outputs(model, apart) for model in (before, after))
     energy = np.square(known - made).sum() / np.square(known - known.mean(axis=0)).sum()
     return max(float(energy), _divergence(known, made))
 

@@ -27,6 +27,7 @@ from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.matrix_forms import Svd
 from graphopt.passes.factorize.ranks import Candidate, Choice, by_loss
+from graphopt.passes.prune.held_out import held_out
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.prune.sensitivity import Sensitivity
 from graphopt.passes.quantize.patches import from_matrix, to_matrix
@@ -399,7 +400,7 @@ def test_a_limit_on_the_loss_is_held_by_saving_less() -> None:
     assert lost > 0.1
     context = PassContext(calibration=samples, target=target, max_drop=lost / 2)
     result = Factorize(samples=100, **options).run(held, context)
-    others = Samples({"x": weight(200, 48, seed=9)[100:]}, {"x": 1})
+    others = held_out(samples, 100).apart
     assert measure_drop(model, held, samples).drop <= lost / 2
     assert measure_drop(model, held, others).drop == pytest.approx(float(result.statistics["drop-held-out"]), abs=1e-4)
     assert result.statistics["held-out-samples"] == 100 and result.statistics["samples-fitted"] == 100

@@ -14,7 +14,7 @@ from graphopt.analysis.samples import Samples
 from graphopt.passes.prune.allocation import Allocation
 from graphopt.passes.prune.batch_norms import estimate_statistics, has_statistics
 from graphopt.passes.prune.prune_channels import PruneChannels
-from graphopt.passes.prune.variants import parted
+from graphopt.passes.prune.variants import few_apart
 from graphopt.pipeline.base import PassContext
 from tests.passes.harness import parse, run
 
@@ -50,7 +50,7 @@ def moments(model: ir.Model, samples: Samples) -> Array:
 
 def test_the_moments_of_the_output_are_the_originals_where_nothing_else_is_refitted() -> None:
     model, samples = upsampling(), Samples({"x": weight(20, 3, 6, 6, seed=9)}, {"x": 1})
-    fitted = parted(samples, 1024, 32).fitting
+    fitted = few_apart(samples, 1024, 32).fitting
     expected = moments(model, fitted)
     options: dict[str, Any] = {"ratio": 0.4, "exclude": ("conv_5",), "allocation": Allocation.UNIFORM}
     spoiled = graph_ir.clone(model)

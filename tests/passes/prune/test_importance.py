@@ -13,10 +13,12 @@ import graphopt.ir as graph_ir
 from graphopt.analysis.channels import Group, channels
 from graphopt.analysis.samples import Samples
 from graphopt.errors import UsageError
-from graphopt.passes.prune.allocation import Allocation
+from graphopt.passes.prune.allocation import Allocation, Candidate
 from graphopt.passes.prune.importance import Importance, Ranking, rank
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.prune.readers import observe, readers
+from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
+from graphopt.passes.prune.surgery import remove_units
 from graphopt.pipeline.base import PassContext, silent
 from tests.passes.harness import parse, run
 
@@ -149,3 +151,41 @@ def test_without_torch_importance_by_gradients_names_the_extra(monkeypatch: pyte
     with pytest.raises(UsageError, match="gradients need torch") as caught:
         PruneChannels(importance=Importance.TAYLOR).run(chain(), PassContext())
     assert "graphopt[torch]" in caught.value.advice
+
+
+def test_units_whose_readers_are_mostly_not_measured_are_ranked_by_their_weights() -> None:
+    samples = Samples({"x": weight(20, 5, 3)[:, :, None]}, {"x": 0})
+    (surgeon,), (norm,) = (ranked(lstm(), each, samples) for each in (Importance.SURGEON, Importance.L2))
+    np.testing.assert_array_equal(surgeon.order, norm.order)
+    model = lstm()
+    graph_ir.refresh_shapes(model)
+    found = channels(model.graph)
+    assert len(readers(found.groups, found)[0]) == 1  # the product behind; R of the LSTM is not
+
+
+def test_what_a_unit_of_an_lstm_is_worth_is_measured_without_it() -> None:
+    model = lstm()
+    graph_ir.refresh_shapes(model)
+    samples = Samples({"x": weight(20, 5, 3)[:, :, None]}, {"x": 0})
+    found = channels(model.graph)
+    (group,) = (each for each in found.groups if not each.protection)
+    rng = np.random.default_rng(0)
+    candidate = Candidate(rank(group, found, {}, Importance.L2, rng), (0, 1, 2, 3))
+    measure = measure_of(model, samples, Sensitivity.OUTPUT, None)
+    (lost,) = losses(model, found, [group], [candidate], {}, measure, silent)
+    for level in (1, 2, 3):
+        narrow, mask = graph_ir.clone(model), np.zeros(found.count, bool)
+        mask[candidate.gone(level)] = True
+        copy = channels(narrow.graph)
+        remove_units(narrow.graph, copy, mask)
+        graph_ir.refresh_shapes(narrow)
+        assert lost[level] == pytest.approx(np.maximum(measure(narrow), lost[level - 1]), rel=1e-4) and lost[level] > 0
+
+
+def lstm() -> ir.Model:
+    return parse(
+        HEAD
+        + """g (float[5,1,3] x) => (float[5,1,2] y) {
+            h = LSTM <hidden_size = 6> (x, w, r) t = Squeeze(h, one) y = MatMul(t, last) }""",
+        w=weight(1, 24, 3), r=weight(1, 24, 6, seed=1), last=weight(6, 2, seed=2), one=np.array([1]),
+    )  # fmt: skip

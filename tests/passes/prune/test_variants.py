@@ -14,7 +14,7 @@ from graphopt.analysis.samples import Samples
 from graphopt.ir import clone
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
-from graphopt.passes.prune.variants import Variant, judging, least, parted
+from graphopt.passes.prune.variants import Variant, few_apart, judging, least
 from graphopt.pipeline.base import PassContext, PassResult
 from tests.passes.harness import parse, run
 
@@ -58,18 +58,20 @@ def pruned(model: ir.Model, samples: Samples, **options: Any) -> tuple[ir.Model,
     return work, run(PruneChannels(0.4, **options), work, PassContext(calibration=samples))
 
 
-@pytest.mark.parametrize(
-    ("count", "fitting", "apart", "start"), [(2000, 1024, 32, 1024), (1040, 1008, 32, 1008), (100, 80, 20, 80)]
-)
-def test_few_samples_are_parted_and_many_have_others_behind(count: int, fitting: int, apart: int, start: int) -> None:
-    array = weight(count, 2)
-    parts = parted(stacked(array), 1024, 32)
-    assert (len(parts.fitting), len(parts.apart), parts.start) == (fitting, apart, start)
-    np.testing.assert_array_equal(np.concatenate([each["x"] for each in parts.apart]), array[start : start + apart])
+@pytest.mark.parametrize(("count", "fitting", "apart"), [(2000, 1024, 32), (1040, 1008, 32), (100, 80, 20), (2, 1, 1)])
+def test_a_fifth_of_few_samples_is_apart_and_a_number_of_many(count: int, fitting: int, apart: int) -> None:
+    parts = few_apart(stacked(weight(count, 2)), 1024, 32)
+    assert (len(parts.fitting), len(parts.apart)) == (fitting, apart)
+
+
+def test_samples_in_the_order_of_their_classes_are_judged_by_all_of_them() -> None:
+    classes = np.repeat(np.arange(10), 10)
+    parts = few_apart(stacked(weight(100, 2)), 1024, 32, classes)
+    assert parts.apart_labels is not None and np.all(np.bincount(parts.apart_labels, minlength=10) == 2)
 
 
 def test_a_single_sample_is_both_parts() -> None:
-    parts = parted(stacked(weight(1, 2)), 1024, 32)
+    parts = few_apart(stacked(weight(1, 2)), 1024, 32)
     assert len(parts.fitting) == len(parts.apart) == 1
 
 
@@ -128,7 +130,7 @@ def test_refits_to_few_samples_of_other_kinds_are_declined_with_the_losses() -> 
         assert reasons["model"].startswith(
             f"it is not refitted: on {judged['held-out-samples']} samples apart it loses"
         )
-        parts = parted(samples, 1024, 32)
+        parts = few_apart(samples, 1024, 32)
         measure = measure_of(model, parts.apart, Sensitivity.DIVERGENCE, None)
         assert float(f"{measure(work):.4g}") == judged[f"loss-{judged['variant']}"]
     assert declined
