@@ -148,19 +148,24 @@ def by_loss(
     """
     at = [0] * len(candidates)
     stays = kept.copy()
+    touched = [budget.touched(each.ranking.order) for each in candidates]
+    offers: dict[int, tuple[float, int]] = {}  # of each group, the lowest price, and the level that has it
+    stale = set(range(len(candidates)))
     while budget.left(stays) > target:
-        best, step = np.inf, None
-        for number, (each, loss) in enumerate(zip(candidates, losses, strict=True)):
+        for number in stale:
+            each, loss = candidates[number], losses[number]
+            offers[number] = (np.inf, 0)
             for level in range(at[number] + 1, len(each.levels)):
-                units = each.gone(level)
-                saved = budget.saved(stays, units[stays[units]])
+                saved = budget.saved(stays, each.gone(level), touched[number])
                 price = (loss[level] - loss[at[number]]) / saved if saved > 0 else np.inf
-                if price < best:
-                    best, step = price, (number, level)
-        if step is None:
+                if price < offers[number][0]:
+                    offers[number] = (price, level)
+        price, number = min(((price, number) for number, (price, _) in offers.items()), default=(np.inf, 0))
+        if price == np.inf:
             return stays
-        at[step[0]] = step[1]
-        stays = _after(candidates, kept, at)
+        at[number] = offers[number][1]
+        stays[candidates[number].gone(at[number])] = False
+        stale = {other for other, places in enumerate(touched) if not set(places).isdisjoint(touched[number])}
     _give_back(candidates, losses, budget, kept, target, at)
     return _after(candidates, kept, at)
 
@@ -177,10 +182,17 @@ def _give_back(
     seem to cost nothing stay, too.
     """
 
+    touched = [budget.touched(each.ranking.order) for each in candidates]
+
     def met(number: int, level: int) -> bool:
-        return budget.left(_after(candidates, kept, [*at[:number], level, *at[number + 1 :]])) <= target
+        other = stays.copy()
+        other[candidates[number].ranking.order] = kept[candidates[number].ranking.order]
+        other[candidates[number].gone(level)] = False
+        return left - budget.left(stays, touched[number]) + budget.left(other, touched[number]) <= target
 
     while True:
+        stays = _after(candidates, kept, at)
+        left = budget.left(stays)
         best, step = -1.0, None
         for number, loss in enumerate(losses):
             level = bisect.bisect_left(range(at[number]), True, key=functools.partial(met, number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,23 @@ class Budget:
             made = terms.of_time(model, found, kernels or Kernels())
         else:
             made = _TERMS[saving](model, found)
-        self._terms = list(made)
+        self._terms, self._count = list(made), found.count
         self.total = self.left(np.ones(found.count, bool))
 
-    def left(self, kept: Array) -> float:
-        """The cost when the units of `kept`, bool [count], stay."""
-        return float(sum(term.left(kept) for term in self._terms))
+    def left(self, kept: Array, places: Iterable[int] | None = None) -> float:
+        """The cost when the units of `kept`, bool [count], stay; of the terms at `places` alone, of all by default."""
+        terms = self._terms if places is None else (self._terms[place] for place in places)
+        return float(sum(term.left(kept) for term in terms))
 
-    def saved(self, kept: Array, units: Array) -> float:
-        """What the removal of `units` saves beside what is gone already."""
-        gone = np.zeros(len(kept), bool)
-        gone[units] = True
-        without = kept & ~gone
-        touched = [term for term in self._terms if term.touches(gone)]
+    def touched(self, units: Array) -> tuple[int, ...]:
+        """Places of the terms that depend on any of `units`."""
+        mask = np.zeros(self._count, bool)
+        mask[units] = True
+        return tuple(place for place, term in enumerate(self._terms) if term.touches(mask))
+
+    def saved(self, kept: Array, units: Array, places: Iterable[int] | None = None) -> float:
+        """What the removal of `units` saves beside what is gone already; `places`: what they touch, if known."""
+        without = kept.copy()
+        without[units] = False
+        touched = [self._terms[place] for place in (self.touched(units) if places is None else places)]
         return float(sum(term.left(kept) - term.left(without) for term in touched))
