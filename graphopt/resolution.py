@@ -22,6 +22,8 @@ SHORTHANDS: Mapping[str, tuple[str, str]] = {
     "prune": ("prune-channels", "ratio"),
     "factorize": ("factorize", "ratio"),
 }
+# What the pass of a short option is told where --quantize follows with a scheme.
+BEFORE: Mapping[tuple[str, str | None], str] = {("factorize", "int8"): ",kernels=int8"}
 # What --quantize takes: the pass that each scheme stands for. Which of them a core serves, its description says.
 SCHEMES: Mapping[str, str] = {
     "int8": "quantize{scheme=int8}",
@@ -72,8 +74,8 @@ def resolve(request: Request) -> Recipe:
     if base is not None and not isinstance(base, Recipe):
         base = load_recipe(base)
     given = [
-        *_shorthand("prune", request.prune),
-        *_shorthand("factorize", request.factorize),
+        *_shorthand("prune", request.prune, request.quantize),
+        *_shorthand("factorize", request.factorize, request.quantize),
         *(parse_spec(item) if isinstance(item, str) else item for item in request.passes),
     ]
     target = TARGETS.find(request.target or (base.target if base is not None else _TARGET))  # misspelt: ends here
@@ -125,7 +127,7 @@ def _scheme(name: str | None, target: TargetDescription) -> list[Pass]:
     return [parse_spec(SCHEMES[name])]
 
 
-def _shorthand(option: str, value: float | None) -> list[Pass]:
+def _shorthand(option: str, value: float | None, scheme: str | None) -> list[Pass]:
     if not value:  # None, and the fraction 0
         return []
     name, key = SHORTHANDS[option]
@@ -136,7 +138,7 @@ def _shorthand(option: str, value: float | None) -> list[Pass]:
             f"--{option} needs the pass '{name}', and no pass of this name is registered",
             advice="`graphopt passes` lists what there is; --plugin FILE.py adds to it",
         )
-    return [parse_spec(f"{name}{{{key}={value}}}")]
+    return [parse_spec(f"{name}{{{key}={value}{BEFORE.get((name, scheme), '')}}}")]
 
 
 def _check_data(recipe: Recipe, request: Request) -> None:

@@ -25,7 +25,7 @@ from graphopt.passes.factorize.accumulated import Accumulated
 from graphopt.passes.factorize.costs import Saving
 from graphopt.passes.factorize.form import Form, Method, now_costs
 from graphopt.passes.factorize.forms import forms_of
-from graphopt.passes.factorize.kernel_time import Kernels
+from graphopt.passes.factorize.kernel_time import Arithmetic, IntegerKernels, Kernels
 from graphopt.passes.factorize.layers import Layer, layers
 from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.ranks import Candidate, Choice, Limits, by_energy, by_loss, by_noise, candidate
@@ -36,6 +36,7 @@ from graphopt.passes.prune.least_squares import Constraint
 from graphopt.passes.prune.readers import Reader, observe
 from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
 from graphopt.passes.prune.sensitivity import Sensitivity, measure_of
+from graphopt.passes.quantize.patches import RECURRENT
 from graphopt.pipeline.base import Declined, Pass, PassContext, PassResult, option
 from graphopt.pipeline.spec import format_spec
 
@@ -72,6 +73,7 @@ class Factorize(Pass):
     vbmf: bool = option(
         False, "instead of a ratio: ranks that variational Bayes tells from noise, of the weights alone"
     )
+    kernels: Arithmetic = option(Arithmetic.FLOAT32, "that will compute the factors: int8 where quantize follows")
     method: Method = option(
         Method.AUTO, "svd, spatial, tucker2, decoupled, cp, or auto: of each layer the one that loses least"
     )
@@ -171,13 +173,19 @@ class Factorize(Pass):
         if saving is Saving.BYTES:
             return float(whole.weight_bytes)
         found, _ = layers(model.graph, ())
-        kernels = _kernels(context)
-        known = sum(now_costs(each, kernels, Saving.TIME) for each in found)
-        return known + kernels.of_products(max(whole.macs - sum(each.macs for each in found), 0))
+        known = sum(now_costs(each, self._kernels(context, each), Saving.TIME) for each in found)
+        return known + self._kernels(context).of_products(max(whole.macs - sum(each.macs for each in found), 0))
+
+    def _kernels(self, context: PassContext, layer: Layer | None = None) -> Kernels:
+        """Of a layer, or of most. Recurrent layers and embeddings have no integer kernels."""
+        stays_float = layer is not None and (layer.lookup or layer.node.op_type in RECURRENT)
+        made = IntegerKernels if self.kernels is Arithmetic.INT8 and not stays_float else Kernels
+        if context.target is None:
+            return made(multiple=1)
+        return made.of(context.target.vector_bits, context.target.channel_multiple)
 
     def _plan(self, model: ir.Model, whole: float, context: PassContext) -> _Plan:
         found, declined = layers(model.graph, self.exclude)
-        kernels = _kernels(context)
         observed = self._observed(model, found, context)
         multiple = self.multiple or (context.target.channel_multiple if context.target is not None else 1)
         slower = self.slower * self._cost_of(model, context, Saving.TIME) if self.slower else 0.0
@@ -193,7 +201,7 @@ class Factorize(Pass):
             result = candidate(
                 each,
                 forms_of(each, self.method, covariance, along),
-                kernels,
+                self._kernels(context, each),
                 self.saving,
                 limits,
             )
@@ -318,12 +326,6 @@ class Factorize(Pass):
         if self._by_ratio and before - saved > (1 - self.ratio) * start * (1 + _CLOSE):
             statistics["short-of-target"] = round((before - saved) / start - 1 + self.ratio, 4)
         return PassResult(bool(chosen), statistics, tuple(dict.fromkeys(declined)))
-
-
-def _kernels(context: PassContext) -> Kernels:
-    if context.target is None:
-        return Kernels(multiple=1)
-    return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
 
 
 def _described(layer: Layer, choice: Choice) -> str:

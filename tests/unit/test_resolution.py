@@ -67,6 +67,11 @@ def test_what_is_asked_for_stands_between_two_clean_ups_and_quantize_last(shorth
     ]  # fmt: skip
 
 
+def test_factors_that_are_quantized_behind_are_chosen_for_integer_kernels() -> None:
+    asked = [resolve(Request(factorize=0.1, quantize=scheme, calib="data.npz")) for scheme in ("int8", "none")]
+    assert "factorize{ratio=0.1,kernels=int8}" in specs(asked[0]) and "factorize{ratio=0.1}" in specs(asked[1])
+
+
 def test_a_recipe_runs_as_it_stands_and_options_override_it(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('target = "cortex-a53"\nseed = 7\n[shapes]\n"a" = [1]\n"b" = [2]\n[[pass]]\nname = "fold-pad"\n')

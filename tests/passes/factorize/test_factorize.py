@@ -23,6 +23,8 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.passes.cleanup.clean_up import CleanUp
 from graphopt.passes.factorize.costs import Saving
 from graphopt.passes.factorize.factorize import Factorize
+from graphopt.passes.factorize.form import Method
+from graphopt.passes.factorize.kernel_time import Arithmetic, IntegerKernels, Kernels
 from graphopt.passes.factorize.layers import layers
 from graphopt.passes.factorize.low_rank import directions
 from graphopt.passes.factorize.matrix_forms import Svd
@@ -343,6 +345,46 @@ def test_only_the_divergence_of_class_scores_passes_over_other_outputs() -> None
     assert ranks[0].startswith("gemm_0") and ranks[1].startswith("gemm_2")
     with pytest.raises(UsageError, match="there are no labels"):
         run(Factorize(sensitivity=Sensitivity.LABELS, **options), model, context)
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "outputs", "line", "counted"),
+    [(1024, 144, 16, 32, 86135), (784, 64, 64, 0, 134251), (196, 256, 64, 0, 109289), (49, 768, 768, 0, 932870),
+     (64, 576, 64, 8, 77657), (1, 1024, 1024, 0, 39772)],
+)  # fmt: skip
+def test_integer_kernels_take_what_was_counted(
+    rows: int, features: int, outputs: int, line: int, counted: float
+) -> None:
+    found = IntegerKernels().window(rows, features, outputs, line, winograd=line > 0)
+    assert found == pytest.approx(counted, rel=0.04)
+    assert Kernels().window(rows, features, outputs, line, winograd=line > 0) > 2 * counted
+
+
+def test_for_integer_kernels_a_window_pays_that_winograd_computes_sooner_in_float() -> None:
+    model = parse(
+        HEAD + "g (float[1,64,16,16] x) => (float[1,64,16,16] y) "
+        "{ c = Conv <pads = [1, 1, 1, 1]> (x, w, b) y = Relu (c) }",
+        w=low(64, 576, 48).reshape(64, 64, 3, 3), b=weight(64),
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "ratio": 0.1, "saving": Saving.TIME, "method": Method.SVD, "refit": False, "most_lost": 1e-6,
+    }  # fmt: skip
+    plain, integer = (factored(model, Factorize(kernels=each, **options), gaussian(model, 12)) for each in Arithmetic)
+    assert plain.reasons()["conv_0"].startswith("rank 40, the largest that pays, loses")
+    assert integer.result.statistics["ranks"] == "conv_0 48 of 64"
+
+
+def test_products_that_stay_in_float_are_costed_so_beside_integer_kernels() -> None:
+    model = parse(
+        HEAD + "g (float[9,1,64] x) => (float[9,1,1,24] y) { y = LSTM <hidden_size = 24> (x, w, r) }",
+        w=low(96, 64, 12).reshape(1, 96, 64), r=0.1 * weight(1, 96, 24),
+    )  # fmt: skip
+    samples = Samples({"x": weight(60, 9, 1, 64)}, {"x": 0})
+    options: dict[str, Any] = {"energy": 0.9, "saving": Saving.TIME, "model_lost": 1}
+    ranks = [
+        factored(model, Factorize(kernels=each, **options), samples).result.statistics["ranks"] for each in Arithmetic
+    ]
+    assert ranks[0] == ranks[1] == "lstm_0 16 of 64"
 
 
 def test_refitting_helps() -> None:
