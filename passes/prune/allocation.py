@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.analysis.channels import Channels
 from graphopt.passes.prune.budget import Budget
 from graphopt.passes.prune.importance import Ranking
 
@@ -108,6 +109,18 @@ def by_threshold(
 
     highest = max((float(mine[-1]) for mine in scores), default=1.0)
     return _least(candidates, budget, kept, target, chosen, highest)
+
+
+def keep_one(found: Channels, kept: Array, rankings: Sequence[Ranking]) -> Array:
+    """`kept`, where no axis loses all: the most important unit that it would lose stays."""
+    worth = np.zeros(found.count)
+    for each in rankings:
+        worth[each.order] = np.arange(len(each.order))
+    for axes in found.axes.values():
+        for units in axes.values():
+            if units.size and not kept[units].any():
+                kept[units[int(np.argmax(worth[units]))]] = True
+    return kept
 
 
 def _least(

@@ -30,6 +30,7 @@ from graphopt.passes.prune.allocation import (
     by_loss,
     by_threshold,
     closest,
+    keep_one,
     levels,
     uniform,
 )
@@ -38,12 +39,12 @@ from graphopt.passes.prune.costs import costs_of, fractions_left, kernels_of, mi
 from graphopt.passes.prune.floors import floor_of, named, parse_floors
 from graphopt.passes.prune.gradients import fisher, require_torch, taylor
 from graphopt.passes.prune.held_out import HeldOut
-from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, Ranking, rank, why_not
+from graphopt.passes.prune.importance import NEEDS_DATA, NEEDS_GRADIENTS, Importance, rank, why_not
 from graphopt.passes.prune.normalization import Normalization, comparable
 from graphopt.passes.prune.numbering import keys, narrowed, numbers_in
 from graphopt.passes.prune.readers import Reader, observe, readers
 from graphopt.passes.prune.reconstruction import Settings, affordable, reconstruct
-from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
+from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of, unbounded
 from graphopt.passes.prune.surgery import remove_units
 from graphopt.passes.prune.unseen import unseen_by
 from graphopt.passes.prune.variants import AS_IT_IS, REFITTED, Variant, few_apart, judging, least, refusal
@@ -84,7 +85,8 @@ class PruneChannels(Pass):
         Normalization.CUMULATED, "what the global allocation compares: a unit with all below it, by its group or class"
     )
     sensitivity: Sensitivity = option(
-        Sensitivity.OUTPUT, "what is measured: noise in outputs, divergence of class scores, or labels' cross entropy"
+        Sensitivity.OUTPUT,
+        "what is measured: noise in outputs but probabilities, divergence of class scores, or labels' cross entropy",
     )
     saving: Saving = option(Saving.MACS, "what goes: MACs, params, bytes of weights, channels, or estimated time")
     reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
@@ -321,7 +323,7 @@ class PruneChannels(Pass):
         refitted = {node: each for node, each in measured.items() if node not in fixed}
         sharing = self._sharing(model, found, groups, refitted, budget, target, parts, context)
         choices: Iterator[tuple[str, Array]] = (
-            (name, _keep_one(found, closest(map(share, attempts), budget, target), rankings)) for name, share in sharing
+            (name, keep_one(found, closest(map(share, attempts), budget, target), rankings)) for name, share in sharing
         )
         declined += [Declined(layer_name(node), f"it is not refitted: {reason}") for node, reason in refused.items()]
         return choices, tuple(declined)
@@ -379,7 +381,7 @@ class PruneChannels(Pass):
             widths = [group.width for group in groups]
             yield "", lambda candidates: uniform(candidates, widths, budget, kept, target)
             return
-        measure = measure_of(model, parts.apart, self.sensitivity, parts.apart_labels)
+        measure = measure_of(model, parts.apart, unbounded(model, parts.apart, self.sensitivity), parts.apart_labels)
 
         def by_losses(readers: Mapping[ir.Node, Reader], candidates: Sequence[Candidate]) -> Array:
             lost = losses(model, found, groups, candidates, readers, measure, context.progress)
@@ -388,15 +390,3 @@ class PruneChannels(Pass):
         yield "", functools.partial(by_losses, refitted)
         if self.reconstruct:
             yield "ranked-without-", functools.partial(by_losses, {})
-
-
-def _keep_one(found: Channels, kept: Array, rankings: Sequence[Ranking]) -> Array:
-    """`kept`, where no axis loses all: the most important unit that it would lose stays."""
-    worth = np.zeros(found.count)
-    for each in rankings:
-        worth[each.order] = np.arange(len(each.order))
-    for axes in found.axes.values():
-        for units in axes.values():
-            if units.size and not kept[units].any():
-                kept[units[int(np.argmax(worth[units]))]] = True
-    return kept

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.accuracy import cross_entropy, divergence, log_probabilities
+from graphopt.analysis.accuracy import (
+    are_probabilities,
+    cross_entropy,
+    divergence,
+    log_probabilities,
+    scores_output,
+)
 from graphopt.analysis.calibration import side_by_side
 from graphopt.analysis.channels import Channels, Group, Role
 from graphopt.analysis.execution import Session, processors
@@ -73,6 +79,18 @@ def measure_of(
     mine = labels[: len(known)]
     before = cross_entropy(known, mine)
     return lambda variant: cross_entropy(log_probabilities(variant, samples), mine) - before
+
+
+def unbounded(model: ir.Model, samples: Samples, sensitivity: Sensitivity) -> Sensitivity:
+    """Divergence in place of noise where the outputs are probabilities of classes: their noise is bounded, so that one
+    group which is ruined seems to cost little for what it saves.
+    """
+    if sensitivity is not Sensitivity.OUTPUT:
+        return sensitivity
+    outputs = outputs_of(model, samples.first(1))[0]
+    scores = outputs.get(scores_output(outputs))
+    probable = scores is not None and are_probabilities(scores.reshape(-1, scores.shape[-1]))
+    return Sensitivity.DIVERGENCE if probable else sensitivity
 
 
 def losses(

@@ -17,7 +17,7 @@ from graphopt.passes.prune.allocation import Allocation, Candidate
 from graphopt.passes.prune.importance import Importance, Ranking, rank
 from graphopt.passes.prune.prune_channels import PruneChannels
 from graphopt.passes.prune.readers import observe, readers
-from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of
+from graphopt.passes.prune.sensitivity import Sensitivity, losses, measure_of, unbounded
 from graphopt.passes.prune.surgery import remove_units
 from graphopt.pipeline.base import PassContext, silent
 from tests.passes.harness import parse, run
@@ -189,3 +189,11 @@ def lstm() -> ir.Model:
             h = LSTM <hidden_size = 6> (x, w, r) t = Squeeze(h, one) y = MatMul(t, last) }""",
         w=weight(1, 24, 3), r=weight(1, 24, 6, seed=1), last=weight(6, 2, seed=2), one=np.array([1]),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "expected"), [("Softmax", Sensitivity.DIVERGENCE), ("Relu", Sensitivity.OUTPUT)])
+def test_probabilities_are_measured_by_their_divergence(end: str, expected: Sensitivity) -> None:
+    model = parse(HEAD + f"g (float[1,3] x) => (float[1,4] y) {{ m = MatMul(x, w) y = {end}(m) }}", w=weight(3, 4))
+    samples = Samples({"x": weight(5, 3)}, {"x": 1})
+    assert unbounded(model, samples, Sensitivity.OUTPUT) is expected
+    assert unbounded(model, samples, Sensitivity.LABELS) is Sensitivity.LABELS
