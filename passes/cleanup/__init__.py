@@ -17,6 +17,7 @@ PASSES: tuple[str, ...] = (
     "graphopt.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
     "graphopt.passes.cleanup.eliminate_dead_code:EliminateDeadCode",
     "graphopt.passes.cleanup.eliminate_identity:EliminateIdentity",
+    "graphopt.passes.cleanup.eliminate_zero_states:EliminateZeroStates",
     "graphopt.passes.cleanup.merge_casts:MergeCasts",
     "graphopt.passes.cleanup.merge_concats:MergeConcats",
     "graphopt.passes.cleanup.merge_reshapes:MergeReshapes",

@@ -18,6 +18,7 @@ from graphopt.ir import fingerprint, refresh_shapes
 from graphopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphopt.passes.cleanup.eliminate_dead_code import EliminateDeadCode
 from graphopt.passes.cleanup.eliminate_identity import EliminateIdentity
+from graphopt.passes.cleanup.eliminate_zero_states import EliminateZeroStates
 from graphopt.passes.cleanup.fold_affine import FoldAffine
 from graphopt.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constants import FoldConstants
@@ -38,6 +39,7 @@ ROUND: tuple[Pass, ...] = (
     EliminateDeadCode(),
     FoldConstants(),
     EliminateIdentity(),
+    EliminateZeroStates(),
     MergeCasts(),
     FuseActivations(),
     FoldPad(),
