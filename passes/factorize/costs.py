@@ -24,6 +24,7 @@ class Product:
     line: places in one line of a picture, where a window covers several; else 0.
     winograd: whether it is a window that Winograd's algorithm serves.
     lookup: whether columns are one-hot, as of an embedding: nothing is multiplied.
+    depthwise: channels, where outputs read one each; else 0.
     """
 
     outputs: int
@@ -32,6 +33,7 @@ class Product:
     line: int = 0
     winograd: bool = False
     lookup: bool = False
+    depthwise: int = 0
 
 
 def cost_of(products: Iterable[Product], kernels: Kernels, saving: Saving) -> float:
@@ -46,4 +48,6 @@ def cost_of(products: Iterable[Product], kernels: Kernels, saving: Saving) -> fl
 def _time(product: Product, kernels: Kernels) -> float:
     if product.lookup:
         return kernels.lookup(product.places, product.outputs)
+    if product.depthwise:
+        return kernels.depthwise(product.places, product.features, product.outputs, product.line, product.depthwise)
     return kernels.window(product.places, product.features, product.outputs, product.line, winograd=product.winograd)

@@ -20,7 +20,9 @@ for T tiles of 4×4 places in V vectors of 4 tiles in a line, and C channels. In
 
 with K' and N' padded to 4: an output costs as much as 20 products, in float32 as one. It is a fit to 49 layers of three
 networks, counted in the same way: 7 % off in the mean of squares, 24 % at worst, where outputs sum over 32 numbers.
-Other cores differ by a factor that cancels where estimates are compared. Cache misses are not in it.
+3×3 depthwise takes 0.1 for a product; where a channel has two to four outputs (a group for each, whose tiles are mostly
+empty), 1.43 for all of them. Other cores differ by a factor that cancels where estimates are compared. Cache misses are
+not in it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ _PER_TILES_READ, _PER_TILES_WRITTEN, _PER_COPY = 260.0, 230.0, 0.6  # of a chann
 _TILE, _PRODUCTS, _WINDOW = 4, 36, 9
 _FLOAT_BITS = 32
 _PER_INTEGER_MAC, _PER_INTEGER_OUTPUT, _PER_LONE_INTEGER, _PER_INTEGER_CALL = 0.0324, 0.646, 0.005, 21.0
+_PER_DEPTHWISE_MAC, _PER_SHARED_MAC = 0.1, 1.43
 _DOT = 4  # products that an integer instruction sums up, and columns that share it
 _ROWS = 4  # places that a tile has at least
 
@@ -81,6 +84,10 @@ class Kernels:
         """Of copying `rows` rows of a table, each of `outputs` numbers."""
         return _PER_OUTPUT * rows * outputs + _PER_CALL
 
+    def depthwise(self, rows: int, features: int, outputs: int, line: int, channels: int) -> float:
+        """Of a convolution whose outputs read one of `channels` each."""
+        return self.cycles(rows, features, outputs, line)
+
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         """Of a product of [rows, features] and [features, outputs].
 
@@ -102,6 +109,11 @@ class IntegerKernels(Kernels):
 
     def window(self, rows: int, features: int, outputs: int, line: int, *, winograd: bool) -> float:
         return self.cycles(rows, features, outputs, line)
+
+    def depthwise(self, rows: int, features: int, outputs: int, line: int, channels: int) -> float:
+        if outputs == channels:
+            return (_PER_DEPTHWISE_MAC * features + _PER_INTEGER_OUTPUT) * rows * outputs + _PER_INTEGER_CALL
+        return _PER_SHARED_MAC * features * rows * channels + _PER_INTEGER_CALL
 
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         deep, wide = (-(-size // _DOT) * _DOT for size in (features, outputs))

@@ -170,7 +170,7 @@ class Decoupled(WindowForm):
         layer = self.layer
         made = len(self.channels) * rank
         return (
-            Product(made, math.prod(self.window), use.places, use.line),
+            Product(made, math.prod(self.window), use.places, use.line, depthwise=len(self.channels)),
             Product(len(layer.matrix), made, use.places),
         )
 

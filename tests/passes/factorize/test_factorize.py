@@ -360,6 +360,16 @@ def test_integer_kernels_take_what_was_counted(
     assert Kernels().window(rows, features, outputs, line, winograd=line > 0) > 2 * counted
 
 
+@pytest.mark.parametrize(
+    ("rows", "channels", "outputs", "counted"),
+    [(1024, 16, 16, 24750), (1024, 16, 32, 207516), (256, 32, 96, 111469), (64, 64, 64, 6957), (64, 64, 192, 58126)],
+)
+def test_integer_kernels_gain_nothing_by_two_outputs_of_a_channel(
+    rows: int, channels: int, outputs: int, counted: float
+) -> None:
+    assert IntegerKernels().depthwise(rows, 9, outputs, 8, channels) == pytest.approx(counted, rel=0.12)
+
+
 def test_for_integer_kernels_a_window_pays_that_winograd_computes_sooner_in_float() -> None:
     model = parse(
         HEAD + "g (float[1,64,16,16] x) => (float[1,64,16,16] y) "
