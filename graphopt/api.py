@@ -21,6 +21,7 @@ from graphopt.analysis.accuracy import load_labels
 from graphopt.analysis.execution import processors
 from graphopt.analysis.sample_functions import Function
 from graphopt.analysis.samples import Samples, load_samples
+from graphopt.building import build, tuned, unused_tiles
 from graphopt.errors import UsageError
 from graphopt.formatting import Report, to_json
 from graphopt.inspection import cleaned, rank_table
@@ -36,7 +37,7 @@ from graphopt.pipeline.report_html import to_html
 from graphopt.pipeline.spec import parse_spec
 from graphopt.resolution import Request, resolve
 from graphopt.source import Source, collected_warnings, file_bytes, title
-from graphopt.targets.base import Library, TargetDescription
+from graphopt.targets.base import Library, TargetDescription, Tiling
 
 if TYPE_CHECKING:
     from graphopt.deploy import Bundle
@@ -102,6 +103,7 @@ def optimize(
     plugins: Sequence[str | Path] = (),
     seed: int | None = None,
     compress: bool | None = None,
+    tune: Sequence[str] = (),
     jobs: int | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
@@ -126,6 +128,8 @@ def optimize(
         seed: of all random numbers; 0 by default.
         compress: store the weights of the library entropy coded, and decode them when the first context is made; the
             recipe's choice, or no, by default. Outputs stay the same.
+        tune: a counter's command, as for `bench`: build each kernel in several tiles and keep the cheapest, in the
+            recipe too. By default tiles are those of the recipe, or of a model of the core. Outputs stay the same.
         jobs: processes or threads to compile with; one a core by default. It does not change the result.
         dump_ir: folder to write the graph to, before and after each pass.
         progress: called as progress(done, total, what).
@@ -196,11 +200,24 @@ def optimize(
         del original, floats
         clock.lap("accuracy")
 
+        tiles = None
+        if tune:
+            tiles = tuned(work, description, tune, name=library_name, jobs=jobs or processors(), progress=progress)
+            resolved = dataclasses.replace(resolved, tiles=tiles.tiling.places)
+            clock.lap("tune")
         with replacing(destination) as folder:
-            library = _build(
-                work, description, library_name, folder, jobs or processors(), progress, compress=resolved.compress
+            library = build(
+                work,
+                description,
+                folder,
+                name=library_name,
+                jobs=jobs or processors(),
+                compress=resolved.compress,
+                tiling=Tiling(resolved.tiles),
+                progress=progress,
             )
             clock.lap("build")
+            notices.extend(filter(None, [unused_tiles(library, resolved.tiles)]))
             graph_ir.save(work, folder / "model.onnx")
             size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
             text = write_recipe(resolved)
@@ -215,6 +232,7 @@ def optimize(
                 recipe=tomllib.loads(text),
                 library=library,
                 library_name=library_name,
+                tuning=None if tiles is None else tiles.to_json(),
                 noise=noise,
                 ranks=ranks,
                 warnings=dict.fromkeys(notices),
@@ -350,32 +368,6 @@ class _Clock:
         now = time.perf_counter()
         self.laps[stage] = now - self._start
         self._start = now
-
-
-def _build(
-    model: ir.Model,
-    target: TargetDescription,
-    name: str,
-    folder: Path,
-    jobs: int,
-    progress: Progress,
-    *,
-    compress: bool,
-) -> Library:
-    """Fill `folder` with the library, header, example and CMake package."""
-    from graphopt.deploy import write_bundle
-    from graphopt.targets.tvm.backend import TvmBackend
-
-    return write_bundle(
-        model,
-        target,
-        name=name,
-        folder=folder,
-        jobs=jobs,
-        progress=progress,
-        backend=TvmBackend(),
-        compress=compress,
-    )
 
 
 def _summary(item: type[Pass]) -> str:

@@ -125,6 +125,10 @@ def optimize(
             "--compress/--no-compress", help="Store weights compressed; decoded once, at load time, to memory."
         ),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", metavar="COMMAND", help="Choose tiles of kernels by a counter, as of bench --counter."),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", metavar="N", min=1, help="Compile with N workers; one a core by default."),
@@ -153,6 +157,7 @@ def optimize(
             plugins=plugins or (),
             seed=seed,
             compress=compress,
+            tune=shlex.split(tune or ""),
             jobs=jobs,
             dump_ir=dump_ir,
             progress=progress,

@@ -117,6 +117,7 @@ def print_optimized(result: OptimizeResult) -> None:
         f".a {size(library['static_bytes'])}, {len(library['calls'])} kernel calls",
         f"memory   weights {size(library['weight_bytes'])} shared, {size(library['arena_bytes'])} a context",
         *_storage(library["storage"]),
+        *_tuning(library["tuning"]),
         f"seconds  {stages}",
         f"wrote    {result.out}",
     )
@@ -134,6 +135,13 @@ def _storage(storage: Report | None) -> tuple[str, ...]:
         f"storage  weights {size(storage['bytes'])} in {size(storage['stored_bytes'])} ({coders}); "
         f"{size(storage['decoded_bytes'])} decoded once for all contexts",
     )
+
+
+def _tuning(tuning: Report | None) -> tuple[str, ...]:
+    if tuning is None:
+        return ()
+    saved = 1 - tuning["after"] / tuning["before"] if tuning["before"] else 0.0
+    return (f"tiles    of {tuning['kernels']} kernels counted, {tuning['changed']} changed: {saved:.1%} less in these",)
 
 
 def print_inspected(report: Report) -> None:

@@ -98,6 +98,7 @@ def resolve(request: Request) -> Recipe:
         preprocess=base.preprocess,
         plugins=tuple(dict.fromkeys([*base.plugins, *map(str, request.plugins)])),
         compress=base.compress if request.compress is None else request.compress,
+        tiles=base.tiles,
         shapes={**base.shapes, **{name: tuple(shape) for name, shape in request.shapes.items()}},
     )
     if not resolved.passes:

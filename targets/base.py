@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,18 @@ class Variant:
     name: str  # as the library reports it; what the C driver looks for is in targets/tvm/runtime/processor.h
     features: tuple[str, ...]  # beyond those of the target
     llvm_attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What a core starts in a cycle: what tiles are chosen by."""
+
+    in_order: bool  # arithmetic then waits for the loads before it
+    width: int  # instructions of any kind
+    vectors: int  # arithmetic instructions on vectors of 128 bits
+    loads: int
+    load_bytes: int  # that these bring
+    latency: int  # cycles from one vector multiply-add in float32 to the next that adds to its result
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class TargetDescription:
     vector_bits: int  # width of the vector unit that kernels are written for
     l1d_bytes: int
     l2_bytes: int
+    issue: Issue
     channel_multiple: int  # channel counts that are multiples of this fill the kernels' vectors
     quantization: tuple[str, ...]  # schemes that the instructions of the core serve, such as "int8"
     emulator: tuple[str, ...]  # command that runs a program for it on another machine; empty: runs natively
@@ -82,6 +95,20 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """Which of the tiles that fit a kernel is computed in: its place in the order of the backend's model, best first.
+
+    places: by `content` of the kernel (`Library.layers`). others: of kernels that are not named there.
+    """
+
+    places: Mapping[str, int] = field(default_factory=dict)
+    others: int = 0
+
+    def of(self, content: str) -> int:
+        return self.places.get(content, self.others)
+
+
+@dataclass(frozen=True)
 class Library:
     """What a backend made: the linked files and what the report says about them."""
 
@@ -91,10 +118,14 @@ class Library:
     outputs: tuple[TensorSpec, ...]
     arena_bytes: int
     weight_bytes: int
-    # One a kernel call, in order: kernel, nodes it came from, in_float: why quantized ones of them stay in float.
+    # One a kernel call, in order: kernel, nodes it came from, in_float: why quantized ones of them stay in float,
+    # content: equal for kernels that are compiled alike, tiles: among how many a `Tiling` chooses.
     layers: tuple[dict[str, Any], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; never written to a bundle
     storage: Storage | None = None  # None: the weights are stored as they are
+
+
+MODELLED = Tiling()  # all as the model chooses
 
 
 class Backend(Protocol):
@@ -114,10 +145,12 @@ class Backend(Protocol):
         jobs: int,
         progress: Callable[[int, int, str], None],
         compress: bool = False,
+        tiling: Tiling = MODELLED,
     ) -> Library:
         """Write `folder`/lib{name}.so and .a that implement `header`; all shapes of `model` are static.
 
         compress: store the weights entropy coded, and decode them when the first context is made.
+        tiling: the tiles of kernels, where they are not the model's choice.
 
         Raises UnsupportedError with every operator that has no lowering.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphopt.errors import UsageError
 from graphopt.targets.arm.cores import CORES
-from graphopt.targets.base import TargetDescription
+from graphopt.targets.base import Issue, TargetDescription
 
 _SYSFS_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -101,6 +101,7 @@ def describe_host(system: str, machine: str, cpuinfo: str, caches: Path) -> Targ
         vector_bits=processor.vector_bits,
         l1d_bytes=cache_bytes(caches, 1),
         l2_bytes=cache_bytes(caches, 2),
+        issue=Issue(in_order=False, width=4, vectors=2, loads=2, load_bytes=2 * processor.vector_bits // 8, latency=4),
         channel_multiple=max(8, processor.vector_bits // 32),
         quantization=("int8", "int16x8", "dynamic-int8", "weights-int8", "weights-int4", "weights-float16"),
         emulator=(),

@@ -77,17 +77,50 @@ def bench(
             advice="count instructions with --counter COMMAND, or copy the bundle to the machine",
         )
     with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder, "bench.c"), Path(folder, "bench")
-        fields = interface_fields(bundle.name, bundle.inputs, bundle.outputs)
-        source.write_text(environment().get_template("bench.c.jinja").render(fields), encoding="utf-8")
         progress(0, 1, "build the program")
-        build_program(source, target, bundle.include, bundle.static, program)
+        program = _program(bundle, target, Path(folder))
         if counter:
             found = _count(counter, launcher(target), program, layers, progress)
         else:
             progress(0, 1, "run the bundle")
             found = _time(program, threads, repeat)
     return replace(found, layers=_with_macs(found.layers, bundle.macs))
+
+
+def count_layers(
+    bundle: Bundle,
+    target: TargetDescription,
+    counter: Sequence[str],
+    layers: Sequence[int],
+    *,
+    progress: Progress = silent,
+) -> list[float]:
+    """What some layers cost, in the cycles that the counter estimates, else in its instructions.
+
+    Args:
+        counter: as for `bench`.
+        layers: numbers of kernel calls.
+
+    Raises InternalError if the counter failed, or printed something else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        program = _program(bundle, target, Path(folder))
+        costs = []
+        for done, layer in enumerate(layers):
+            progress(done, len(layers), f"layer {layer}")
+            counts = _counted(counter, program, layer)
+            cycles = _cycles(counts)
+            costs.append(float(counts["instructions"]) if cycles is None else cycles)
+    return costs
+
+
+def _program(bundle: Bundle, target: TargetDescription, folder: Path) -> Path:
+    """The benchmark of a bundle, compiled in `folder`."""
+    source, program = folder / "bench.c", folder / "bench"
+    fields = interface_fields(bundle.name, bundle.inputs, bundle.outputs)
+    source.write_text(environment().get_template("bench.c.jinja").render(fields), encoding="utf-8")
+    build_program(source, target, bundle.include, bundle.static, program)
+    return program
 
 
 def _with_macs(layers: Sequence[LayerTime], macs: Sequence[int]) -> tuple[LayerTime, ...]:

@@ -14,7 +14,7 @@ from graphopt.deploy.cmake import render_cmake
 from graphopt.deploy.example import render_example
 from graphopt.deploy.header import render_header
 from graphopt.errors import DataError, ShapeError
-from graphopt.targets.base import Backend, Library, TargetDescription, TensorSpec
+from graphopt.targets.base import MODELLED, Backend, Library, TargetDescription, TensorSpec, Tiling
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ def write_bundle(
     progress: Callable[[int, int, str], None],
     backend: Backend,
     compress: bool = False,
+    tiling: Tiling = MODELLED,
 ) -> Library:
     """Fill `folder` with the header, the libraries, example.c and the CMake package of `model`.
 
-    All shapes of `model` are static. `compress` stores the weights entropy coded.
+    All shapes of `model` are static. `compress` stores the weights entropy coded; `tiling` says which tiles kernels
+    are computed in.
     Raises UsageError for a name that is no C identifier, ShapeError for an interface without static shapes,
     UnsupportedError for what the target cannot compute.
     """
@@ -81,6 +83,7 @@ def write_bundle(
         jobs=jobs,
         progress=progress,
         compress=compress,
+        tiling=tiling,
     )
     (folder / "example.c").write_text(render_example(name, library.inputs, library.outputs), encoding="utf-8")
     package = folder / "lib" / "cmake" / name

@@ -15,6 +15,9 @@
     mean = [123.7, 116.3, 103.5]
     std = [58.4, 57.1, 57.4]
 
+    [tiles]
+    "5d41402abc4b2a76b9719d911017c592" = 2
+
     [[pass]]
     name = "fold-batch-norm"
 
@@ -23,8 +26,9 @@
     ratio = 0.5
 
 A pass's table holds its name and the options that differ from their defaults; `{}` stands for none. [preprocess] says
-how pictures become arrays; its keys are the fields of `graphopt.Preprocess`. Paths are as they were given, and are
-taken from the working directory, as on the command line. Reading a recipe executes its plug-ins.
+how pictures become arrays; its keys are the fields of `graphopt.Preprocess`. [tiles] is what --tune found: places in
+the order of the model of the core, by the content of kernels. Paths are as they were given, and are taken from the
+working directory, as on the command line. Reading a recipe executes its plug-ins.
 The same recipe is written as the same bytes, and reading gives an equal recipe.
 """
 
@@ -54,7 +58,7 @@ _SCALARS: dict[str, Any] = {
     "plugins": tuple[str, ...],
     "compress": bool,
 }
-_KEYS = (*_SCALARS, "shapes", "preprocess", "pass")
+_KEYS = (*_SCALARS, "shapes", "preprocess", "tiles", "pass")
 _PREPROCESS: dict[str, Any] = get_type_hints(Preprocess)
 
 
@@ -70,6 +74,7 @@ class Recipe:
     compress: store the weights of the library entropy coded.
     shapes: bindings of inputs to static shapes.
     preprocess: how the pictures of `calib` become arrays.
+    tiles: places of tiles by the content of kernels, where they are not the model's choice (`targets.base.Tiling`).
 
     Raises UsageError for a value outside its range.
     """
@@ -84,6 +89,7 @@ class Recipe:
     compress: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     preprocess: Preprocess | None = None
+    tiles: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -93,6 +99,9 @@ class Recipe:
         for name, shape in self.shapes.items():
             if any(size < 1 for size in shape):
                 raise UsageError(f"recipe: shape of '{name}' is {list(shape)}, expected sizes of 1 or more")
+        for content, place in self.tiles.items():
+            if place < 0:
+                raise UsageError(f"recipe: tile of '{content}' is {place}, expected a place of 0 or more")
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -110,6 +119,9 @@ def write_recipe(recipe: Recipe) -> str:
             lines.append(f"{_write('shapes', name, str)} = {_write(name, tuple(recipe.shapes[name]), tuple[int, ...])}")
     if recipe.preprocess is not None:
         lines += ["", "[preprocess]", *_preprocess_lines(recipe.preprocess)]
+    if recipe.tiles:
+        lines += ["", "[tiles]"]
+        lines += [f"{_write('tiles', key, str)} = {place}" for key, place in sorted(recipe.tiles.items())]
     for item in recipe.passes:
         lines += ["", "[[pass]]", f'name = "{item.name}"']
         lines += [f"{option.name} = {text}" for option, text in non_default(item, toml=True)]
@@ -161,8 +173,9 @@ def read_recipe(
     try:
         return Recipe(
             **values,
-            shapes=_read_shapes(text, origin, tables),
+            shapes=_read_table(text, origin, tables, "shapes", tuple[int, ...], '"NAME" = [1, 3]'),
             preprocess=_read_preprocess(text, origin, tables),
+            tiles=_read_table(text, origin, tables, "tiles", int, '"KERNEL" = 1'),
             passes=_read_passes(text, origin, tables, passes),
         )
     except UsageError as error:
@@ -202,14 +215,17 @@ def _write(key: str, value: Any, annotation: Any) -> str:
         raise UsageError(f"recipe: '{key}': {error}") from error
 
 
-def _read_shapes(text: str, origin: str, tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    shapes = tables.get("shapes", {})
-    if not isinstance(shapes, dict):
-        line = _line(text, lambda found: "shapes" in found)
-        raise UsageError(f'{origin}, line {line}: shapes is no table, expected [shapes] and lines as "NAME" = [1, 3]')
+def _read_table(
+    text: str, origin: str, tables: Mapping[str, Any], key: str, annotation: Any, example: str
+) -> dict[str, Any]:
+    """A table of names, with values of one type."""
+    table = tables.get(key, {})
+    if not isinstance(table, dict):
+        line = _line(text, lambda found: key in found)
+        raise UsageError(f"{origin}, line {line}: {key} is no table, expected [{key}] and lines as {example}")
     return {
-        name: _read(text, origin, shape, tuple[int, ...], lambda found: found.get("shapes", {}), name)
-        for name, shape in shapes.items()
+        name: _read(text, origin, value, annotation, lambda found: found.get(key, {}), name)
+        for name, value in table.items()
     }
 
 

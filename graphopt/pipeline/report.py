@@ -86,6 +86,7 @@ def build_report(
     recipe: Mapping[str, Any] | None = None,
     library: Library | None = None,
     library_name: str = "",
+    tuning: Mapping[str, float] | None = None,
     noise: Mapping[str, float] | None = None,
     sensitivity: Mapping[str, Any] | None = None,
     groups: Sequence[Mapping[str, Any]] | None = None,
@@ -103,6 +104,7 @@ def build_report(
         accuracy: what was lost on calibration data, where it was measured.
         recipe: the resolved recipe as TOML tables.
         library_name: NAME of libNAME.so.
+        tuning: what counting tiles came to, in the types of JSON, where that was asked for.
         noise: SQNR in dB by layer, of those that were measured.
         sensitivity: what quantizing one layer alone costs, in the types of JSON, where that was measured.
         groups: the coupled groups of channels, in the types of JSON, where they were asked for.
@@ -125,7 +127,7 @@ def build_report(
         "ranks": None if ranks is None else plain(ranks),
         "passes": [_pass(record) for record in passes],
         "layers": _layers(final, passes if after is not None else (), library, noise or {}),
-        "library": None if library is None else _library(library, library_name),
+        "library": None if library is None else _library(library, library_name, tuning),
         "warnings": list(warnings),
     }
 
@@ -235,7 +237,7 @@ def _layers(
     ]
 
 
-def _library(library: Library, name: str) -> dict[str, Any]:
+def _library(library: Library, name: str, tuning: Mapping[str, float] | None) -> dict[str, Any]:
     return {
         "name": name,
         "shared_bytes": library.shared.stat().st_size,
@@ -243,6 +245,7 @@ def _library(library: Library, name: str) -> dict[str, Any]:
         "arena_bytes": library.arena_bytes,
         "weight_bytes": library.weight_bytes,
         "storage": None if library.storage is None else plain(dataclasses.asdict(library.storage)),
+        "tuning": None if tuning is None else dict(tuning),
         "inputs": [_tensor(spec) for spec in library.inputs],
         "outputs": [_tensor(spec) for spec in library.outputs],
         "calls": [{"kernel": call["kernel"], "nodes": list(call["nodes"])} for call in library.layers],

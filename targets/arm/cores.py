@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from graphopt.errors import InternalError
-from graphopt.targets.base import TargetDescription, Variant
+from graphopt.targets.base import Issue, TargetDescription, Variant
 
 
 def read_cores(text: str) -> tuple[TargetDescription, ...]:
@@ -33,6 +33,7 @@ def _describe(name: str, table: dict[str, Any]) -> TargetDescription:
     if "fp16" in table["features"]:
         frozen["quantization"] += ("float16",)
     frozen["sources"] = tuple((fact, place) for fact, place in table["sources"])
+    frozen["issue"] = Issue(**table["issue"])
     frozen["variants"] = tuple(Variant(**_frozen(variant)) for variant in table["variants"])
     return TargetDescription(name=name, **frozen)
 

@@ -12,11 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import InternalError
-from graphopt.targets.base import Library, TargetDescription, TensorSpec
+from graphopt.targets.base import MODELLED, Library, TargetDescription, TensorSpec, Tiling
 from graphopt.targets.tvm import codegen
 from graphopt.targets.tvm.driver import weight_bytes
 from graphopt.targets.tvm.importer import dtype_name, import_model, static_shape
 from graphopt.targets.tvm.importer import unsupported as unsupported_nodes
+from graphopt.targets.tvm.kernel_content import kernel_contents
 from graphopt.targets.tvm.kernels.winograd import PLACES
 from graphopt.targets.tvm.link import link
 from graphopt.targets.tvm.lower import Lowered, Value, lower
@@ -35,6 +36,7 @@ from graphopt.targets.tvm.program import (
     WinogradWeights,
 )
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
+from graphopt.targets.tvm.schedule import tile_count
 from graphopt.targets.tvm.storage.compression import compress as compressed
 from graphopt.targets.tvm.variants import Scheduled, schedule_all
 from graphopt.targets.tvm.workers import compile_in_parallel
@@ -58,6 +60,7 @@ class TvmBackend:
         jobs: int,
         progress: Callable[[int, int, str], None],
         compress: bool = False,
+        tiling: Tiling = MODELLED,
     ) -> Library:
         """Write lib{name}.so and lib{name}.a into `folder`; see `graphopt.targets.base.Backend.build`."""
         timings: dict[str, float] = {}
@@ -72,7 +75,9 @@ class TvmBackend:
             clock.start("fuse operators")
             lowered = make_in_place(lower(module, tvm_target))
             clock.start("schedule kernels")
-            scheduled = schedule_all(lowered.functions, target, f"{name}_kernel")
+            contents = kernel_contents(lowered.functions, target)
+            places = {name: tiling.of(content) for name, content in contents.items()}
+            scheduled = schedule_all(lowered.functions, target, f"{name}_kernel", places)
             clock.start(f"compile {sum(len(lot.functions) for lot in scheduled)} kernels")
             objects, kernels = compile_in_parallel([(lot.target, lot.functions) for lot in scheduled], workdir, jobs)
             clock.start("plan memory and link")
@@ -89,7 +94,7 @@ class TvmBackend:
             outputs=program.outputs,
             arena_bytes=program.arena_bytes,
             weight_bytes=weight_bytes(program),
-            layers=_layers(lowered, model),
+            layers=_layers(lowered, model, target, contents),
             timings=timings,
             storage=storage,
         )
@@ -227,13 +232,17 @@ def _node_names(model: ir.Model) -> list[str]:
     return [node.name or f"{node.op_type}_{i}" for i, node in enumerate(model.graph)]
 
 
-def _layers(lowered: Lowered, model: ir.Model) -> tuple[dict[str, object], ...]:
-    """For each call its kernel, the nodes that it computes, and why quantized ones among them stay in float."""
+def _layers(
+    lowered: Lowered, model: ir.Model, target: TargetDescription, contents: dict[str, str]
+) -> tuple[dict[str, object], ...]:
+    """For each call what `Library.layers` says of it."""
+    counts = {name: tile_count(function, target) for name, function in lowered.functions.items()}
     names = _node_names(model)
     reasons = {layer.name: layer.reason for layer in model.meta.get(LEFT_IN_FLOAT, ())}
     layers: list[dict[str, object]] = []
     for call in lowered.calls:
         nodes = [names[node] for node in call.nodes]
         in_float = {name: reasons[name] for name in nodes if name in reasons}
-        layers.append({"kernel": call.function, "nodes": nodes, "in_float": in_float})
+        choice = {"content": contents[call.function], "tiles": counts[call.function]}
+        layers.append({"kernel": call.function, "nodes": nodes, "in_float": in_float, **choice})
     return tuple(layers)

@@ -14,7 +14,7 @@ from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 
 from graphopt.targets.base import TargetDescription
-from graphopt.targets.tvm.kernels import SCHEDULES
+from graphopt.targets.tvm.kernels import SCHEDULES, TILED
 
 PARALLEL_WORK = 1 << 15  # loop iterations below which waking a thread costs more than it saves
 PARALLEL_TASKS = 64  # iterations that the threads share evenly enough
@@ -23,8 +23,21 @@ MAX_TILE = 16  # accumulators along the contiguous axis: four 128-bit registers 
 ROW_TILE = 4  # accumulators across output channels
 
 
-def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc:
-    """`function` scheduled for `target`; loops are reordered and split, the result is the same."""
+def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int:
+    """Among how many tiles `schedule` chooses."""
+    counts = (count(function, target) for _, count in TILED)
+    return next((found for found in counts if found is not None), 1)
+
+
+def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0) -> tirx.PrimFunc:
+    """`function` scheduled for `target`; loops are reordered and split, the result is the same.
+
+    place: of the tile, if there is a choice, in the order of the model; the last of fewer.
+    """
+    for tiled, _ in TILED:
+        scheduled = tiled(function, target, place)
+        if scheduled is not None:
+            return scheduled
     for own in SCHEDULES:
         scheduled = own(function, target)
         if scheduled is not None:

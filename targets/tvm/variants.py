@@ -6,6 +6,7 @@ both: only what is written with the instructions of a variant takes room, and a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import tvm_ffi
@@ -25,22 +26,25 @@ class Scheduled:
     functions: dict[str, tirx.PrimFunc]  # by symbol
 
 
-def schedule_all(functions: dict[str, tirx.PrimFunc], target: TargetDescription, prefix: str) -> list[Scheduled]:
+def schedule_all(
+    functions: dict[str, tirx.PrimFunc], target: TargetDescription, prefix: str, places: Mapping[str, int]
+) -> list[Scheduled]:
     """Kernels for the target, and after them those of its variants that have some of their own.
 
     Args:
         functions: before they are scheduled, by name.
         prefix: of the symbols.
+        places: of the tiles, by function's name; see `schedule`.
     """
     plain = {name: f"{prefix}{i}_{name}" for i, name in enumerate(functions)}
     symbols = plain
-    latest = {name: schedule(function, target) for name, function in functions.items()}  # of the variant before
+    latest = {name: schedule(function, target, places[name]) for name, function in functions.items()}  # variant before
     made = [Scheduled(None, target, plain, {plain[name]: function for name, function in latest.items()})]
     for variant in target.variants:
         described = target.variant(variant)
         own: dict[str, tirx.PrimFunc] = {}
         for name, function in functions.items():
-            scheduled = schedule(function, described)
+            scheduled = schedule(function, described, places[name])
             if not tvm_ffi.structural_equal(scheduled, latest[name]):
                 own[name] = latest[name] = scheduled
         if own:

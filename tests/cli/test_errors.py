@@ -101,7 +101,7 @@ def test_a_surprise_is_status_4_and_its_traceback_comes_on_demand(
     def build(*arguments: object, **options: object) -> None:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(api, "_build", build)
+    monkeypatch.setattr(api, "build", build)
     quiet = run("optimize", model, "-t", "host")
     assert quiet.status == 4 and "RuntimeError: surprise" in quiet.stderr
     assert "--traceback" in quiet.stderr and "Traceback" not in quiet.stderr

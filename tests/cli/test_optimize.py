@@ -103,12 +103,12 @@ class TestNothingIsLeftBehind:
     @pytest.fixture(params=[KeyboardInterrupt, InternalError("the linker failed"), RuntimeError("surprise")])
     def fault(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BaseException:
         def build(*arguments: object, **options: object) -> None:
-            folder = arguments[3]
+            folder = arguments[2]
             assert isinstance(folder, Path)
             (folder / "half-written").write_text("x")
             raise request.param
 
-        monkeypatch.setattr(api, "_build", build)
+        monkeypatch.setattr(api, "build", build)
         return request.param  # type: ignore[no-any-return]
 
     def test_without_an_older_bundle(self, model: Path, run: Run, fault: BaseException) -> None:

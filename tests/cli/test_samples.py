@@ -80,7 +80,7 @@ def test_a_function_calibrates_from_python(classifier: Path, monkeypatch: pytest
     def build(*arguments: object, **options: object) -> None:
         raise RuntimeError("the passes have run")
 
-    monkeypatch.setattr(api, "_build", build)
+    monkeypatch.setattr(api, "build", build)
     images = np.random.default_rng(0).normal(size=(3, 1, 3, 8, 8)).astype(np.float32)
     seen = set()
     with pytest.raises(RuntimeError, match="the passes have run"):

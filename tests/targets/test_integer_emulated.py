@@ -13,9 +13,11 @@ from onnx import helper, numpy_helper
 
 from graphopt import ir as gir
 from graphopt import optimize
+from graphopt.building import build
 from graphopt.deploy.bundle import Bundle, open_bundle
 from graphopt.deploy.toolchain import build_program, launcher, run_program
 from graphopt.targets.arm.cores import CORES
+from graphopt.targets.base import Tiling
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from tests.targets import compiled
@@ -152,6 +154,30 @@ def check_outputs(bundle: Bundle, folder: Path, expected: dict[str, np.ndarray])
         np.testing.assert_array_equal(found, array)
 
 
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return compiled.run(network(), inputs())
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("place", [1, 4, 99])
+@pytest.mark.parametrize("name", ["cortex-a55", "cortex-a72", "cortex-a710"])  # sdot, neither, smmla
+def test_every_tile_gives_the_bits_of_the_host(
+    name: str, place: int, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    target = next(core for core in CORES if core.name == name)
+    tiling = Tiling(others=place)
+    library = build(
+        network(), target, tmp_path, name="net", jobs=1, compress=False, tiling=tiling, progress=lambda *_: None
+    )
+    assert sum(layer["tiles"] > place or place == 99 for layer in library.layers) > 10
+    bundle = Bundle(tmp_path, "net", name, library.inputs, library.outputs, "")
+    program = tmp_path / "example"
+    build_program(bundle.example, target, bundle.include, bundle.static, program)
+    run_program((*launcher(target), str(program), "-o", str(tmp_path), *written(inputs(), tmp_path)))
+    check_outputs(bundle, tmp_path, expected)
+
+
 @pytest.mark.emulation
 @pytest.mark.parametrize(
     ("name", "processor"),
@@ -162,18 +188,18 @@ def check_outputs(bundle: Bundle, folder: Path, expected: dict[str, np.ndarray])
         ("arm", "max,sve-default-vector-length=16,sme=off"),  # smmla of a variant, weights packed for all
     ],
 )
-def test_arm_gives_the_bits_of_the_host(name: str, processor: str | None, tmp_path: Path) -> None:
+def test_arm_gives_the_bits_of_the_host(
+    name: str, processor: str | None, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     model = network()
     assert prepare(model).meta[LEFT_IN_FLOAT] == []
-    feeds = inputs()
-    expected = compiled.run(model, feeds)
     assert all(len(np.unique(values)) > 5 for values in expected.values())  # not saturated to a few
     target = next(core for core in CORES if core.name == name)
     optimize(model, target=name, out=tmp_path / "made", name="net", jobs=1)
     bundle = open_bundle(tmp_path / "made")
     program = tmp_path / "example"
     build_program(bundle.example, target, bundle.include, bundle.static, program)
-    files = written(feeds, tmp_path)
+    files = written(inputs(), tmp_path)
     command = launcher(target) if processor is None else (launcher(target)[0], "-cpu", processor)
     run_program((*command, str(program), "-o", str(tmp_path), *files))
     check_outputs(bundle, tmp_path, expected)

@@ -31,6 +31,7 @@ TILES = {
     "x86-64": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
 }
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8, 12, 13, 17, 24, 33, 49])
+PLACES = st.integers(0, 30)  # of tiles in the model's order; the last of fewer
 Body = Callable[..., Any]
 
 
@@ -67,11 +68,11 @@ def kernels(module: tvm.IRModule) -> dict[Any, tirx.PrimFunc]:
     return {name: f for name, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
 
 
-def scheduled(module: tvm.IRModule) -> tvm.IRModule:
-    """The module with its only PrimFunc scheduled by the kernel."""
+def scheduled(module: tvm.IRModule, place: int = 0) -> tvm.IRModule:
+    """The module with its only PrimFunc scheduled by the kernel, in the tiles at a place of the model's order."""
     ((name, function),) = kernels(module).items()
     with mock.patch.object(register_tile, "keep_in_memory"):  # an instruction that this machine does not have
-        result = schedule(function, cortex_a76())
+        result = schedule(function, cortex_a76(), place)
     assert result is not None
     module.update_func(name, result)
     return module
@@ -83,17 +84,19 @@ def run(module: tvm.IRModule, arrays: list[np.ndarray]) -> np.ndarray:
     return result
 
 
-def assert_computes(body: Body, arrays: list[np.ndarray], expected: np.ndarray, depth: int, tile: str) -> None:
+def assert_computes(
+    body: Body, arrays: list[np.ndarray], expected: np.ndarray, depth: int, tile: str, place: int = 0
+) -> None:
     """The kernel takes all of `body`, and its result has no more error than sums of `depth` products in float32."""
-    found = run(scheduled(fused(body, arrays, tile)), arrays)
+    found = run(scheduled(fused(body, arrays, tile), place), arrays)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=(depth + 4) * 2.0**-23)
 
 
 @pytest.mark.parametrize("tile", TILES)
 @settings(max_examples=6, deadline=None)
-@given(m=SIZES, k=SIZES, n=SIZES)
-def test_rows_times_constant_weights(tile: str, m: int, k: int, n: int) -> None:
+@given(m=SIZES, k=SIZES, n=SIZES, place=PLACES)
+def test_rows_times_constant_weights(tile: str, m: int, k: int, n: int, place: int) -> None:
     x, weights, bias, residual = random(m, k), random(k, n), random(n), random(m, n)
 
     def body(x: Any, residual: Any) -> Any:
@@ -101,13 +104,22 @@ def test_rows_times_constant_weights(tile: str, m: int, k: int, n: int) -> None:
         return relax.op.add(relax.op.nn.relu(product), residual)
 
     expected = np.maximum(x.astype(float) @ weights + bias, 0) + residual
-    assert_computes(body, [x, residual], expected, k, tile)
+    assert_computes(body, [x, residual], expected, k, tile, place)
 
 
 @pytest.mark.parametrize("tile", TILES)
 @settings(max_examples=6, deadline=None)
-@given(channels=SIZES, depth=SIZES, height=st.integers(1, 9), width=st.integers(1, 9), batch=st.integers(1, 2))
-def test_pointwise_convolution(tile: str, channels: int, depth: int, height: int, width: int, batch: int) -> None:
+@given(
+    channels=SIZES,
+    depth=SIZES,
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    batch=st.integers(1, 2),
+    place=PLACES,
+)
+def test_pointwise_convolution(
+    tile: str, channels: int, depth: int, height: int, width: int, batch: int, place: int
+) -> None:
     x, weights, bias = random(batch, depth, height, width), random(channels, depth, 1, 1), random(1, channels, 1, 1)
     residual = random(batch, channels, height, width)
 
@@ -117,7 +129,7 @@ def test_pointwise_convolution(tile: str, channels: int, depth: int, height: int
 
     product = np.einsum("ok,bkhw->bohw", weights[:, :, 0, 0].astype(float), x)
     expected = np.clip(product + bias + residual, 0, 6)
-    assert_computes(body, [x, residual], expected, depth, tile)
+    assert_computes(body, [x, residual], expected, depth, tile, place)
 
 
 @pytest.mark.parametrize(("left", "right"), [((5, 33, 17), (17, 13)), ((2, 3, 7, 5), (2, 3, 5, 26)), ((8, 4), (4, 12))])
@@ -164,13 +176,13 @@ def test_a_strided_pointwise_convolution_reads_every_other_pixel() -> None:
 
 @pytest.mark.parametrize("tile", TILES)
 @settings(max_examples=8, deadline=None)
-@given(m=SIZES, k=st.integers(1, 3), n=SIZES)
-def test_nothing_is_accessed_out_of_bounds(tile: str, m: int, k: int, n: int) -> None:
+@given(m=SIZES, k=st.integers(1, 3), n=SIZES, place=PLACES)
+def test_nothing_is_accessed_out_of_bounds(tile: str, m: int, k: int, n: int, place: int) -> None:
     row_major = fused(lambda x: relax.op.nn.relu(relax.op.matmul(x, relax.const(random(k, n)))), [random(m, k)], tile)
     planes = fused(lambda x: relax.op.nn.conv2d(x, relax.const(random(m, k, 1, 1))), [random(2, k, 1, n)], tile)
     activations = fused(lambda x, y: relax.op.matmul(x, y), [random(2, m, k), random(2, k, n)], tile)  # noqa: PLW0108
     for module in (row_major, planes, activations):
-        (function,) = kernels(scheduled(module)).values()
+        (function,) = kernels(scheduled(module, place)).values()
         assert out_of_bounds(function) == []
 
 

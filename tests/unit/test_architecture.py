@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # The public API and the command line alone look up concrete passes and targets.
     "graphopt.__main__": ("graphopt",),
     "graphopt.api": ("graphopt",),
+    "graphopt.building": ("graphopt",),
     "graphopt.cli": ("graphopt",),
     "graphopt.console": ("graphopt",),
     "graphopt.inspection": ("graphopt",),

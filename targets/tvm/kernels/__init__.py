@@ -40,10 +40,14 @@ LEGALIZE: dict[str, Callable[..., Any]] = {
     **concatenation.LEGALIZE,
     "relax.nn.conv2d": legalize_conv2d,
 }
+# Kernels with a choice of tiles: (PrimFunc, TargetDescription, place of the tile) -> the PrimFunc scheduled, or None if
+# it is not the kernel's own; and (PrimFunc, TargetDescription) -> how many tiles there are, or None.
+TILED: tuple[tuple[Callable[..., Any], Callable[..., int | None]], ...] = (
+    (integer.schedule, integer.tile_count),
+    (register_tile.schedule, register_tile.tile_count),
+)
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.
 SCHEDULES: list[Callable[..., Any]] = [
-    integer.schedule,
-    register_tile.schedule,
     depthwise.schedule,
     winograd_loops.schedule,
     direct_convolution.schedule,

@@ -32,6 +32,7 @@ from graphopt.targets.tvm.kernels.integer_layer_norm import IntegerLayerNorm, la
 from graphopt.targets.tvm.kernels.integer_max_pool import IntegerMaxPool, max_pool_kernel
 from graphopt.targets.tvm.kernels.integer_product import IntegerProduct, product_kernel
 from graphopt.targets.tvm.kernels.integer_softmax import IntegerSoftmax, softmax_kernel
+from graphopt.targets.tvm.kernels.integer_tiles import Extents, Form, forms
 from graphopt.targets.tvm.kernels.integer_transposition import (
     DequantizeChannelsFirst,
     IntegerTransposition,
@@ -45,7 +46,7 @@ from graphopt.targets.tvm.kernels.window import Window
 
 INTEGER = "graphopt.integer"  # attribute of a kernel's function: its description
 
-Kernel = Callable[[Any, Instructions], tirx.PrimFunc]
+Kernel = Callable[..., tirx.PrimFunc]  # of the description, the instructions and, where there are tiles, their form
 KINDS: dict[str, tuple[type, Kernel]] = {
     "DequantizeChannelsFirst": (DequantizeChannelsFirst, dequantize_channels_first_kernel),
     "DynamicQuantize": (DynamicQuantize, dynamic_quantize_kernel),
@@ -63,6 +64,10 @@ KINDS: dict[str, tuple[type, Kernel]] = {
     "IntegerTransposition": (IntegerTransposition, transposition_kernel),
     "QuantizeChannelsLast": (QuantizeChannelsLast, quantize_channels_last_kernel),
 }
+_TILED: dict[str, Callable[[Any], Extents]] = {
+    "IntegerBatchProduct": lambda kernel: kernel.product.extents,
+    "IntegerProduct": lambda kernel: kernel.extents,
+}
 _PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand}
 
 
@@ -78,18 +83,38 @@ def read(description: str) -> Any:
     return KINDS[name][0](**_tuples(parts))
 
 
-def emit(description: str, instructions: Instructions = Instructions.PORTABLE) -> tirx.PrimFunc:
-    """The kernel of a description."""
+def emit(description: str, target: TargetDescription | None = None, place: int = 0) -> tirx.PrimFunc:
+    """The kernel of a description for a target, in its portable form for none.
+
+    place: of the tile among those that fit, the best by the model first; the last of fewer.
+    """
     kernel = read(description)
-    return KINDS[type(kernel).__name__][1](kernel, instructions).with_attr(INTEGER, description)
+    instructions = Instructions.PORTABLE if target is None else instructions_of(target)
+    fitting = _forms(kernel, target)
+    chosen = fitting[min(place, len(fitting) - 1) :][:1]
+    return KINDS[type(kernel).__name__][1](kernel, instructions, *chosen).with_attr(INTEGER, description)
 
 
-def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
-    """The kernel for `target` if `function` is one of these; None for any other."""
+def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None:
+    """Among how many tiles `schedule` chooses; None if `function` is none of these."""
     if function.attrs is None or INTEGER not in function.attrs:
         return None
-    instructions = instructions_of(target)
-    return function if instructions is Instructions.PORTABLE else emit(str(function.attrs[INTEGER]), instructions)
+    return len(_forms(read(str(function.attrs[INTEGER])), target)) or 1
+
+
+def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0) -> tirx.PrimFunc | None:
+    """The kernel for `target` if `function` is one of these; None for any other. `place`: as for `emit`."""
+    if function.attrs is None or INTEGER not in function.attrs:
+        return None
+    portable = instructions_of(target) is Instructions.PORTABLE
+    return function if portable else emit(str(function.attrs[INTEGER]), target, place)
+
+
+def _forms(kernel: Any, target: TargetDescription | None) -> list[Form]:
+    """The tiles of a kernel that is computed in tiles, the best by the model first."""
+    extents = _TILED.get(type(kernel).__name__)
+    instructions = Instructions.PORTABLE if target is None else instructions_of(target)
+    return [] if extents is None else forms(extents(kernel), instructions, target)
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

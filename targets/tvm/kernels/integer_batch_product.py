@@ -20,6 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.tvm.kernels.integer_product import GROUP, PANEL, IntegerProduct, Tile
+from graphopt.targets.tvm.kernels.integer_tiles import Form
 from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     ROUNDER_BITS,
@@ -79,8 +80,8 @@ class IntegerBatchProduct:
         return IntegerProduct(window, self.columns, self.bounds, False, self.result, self.lifted)
 
 
-def batch_product_kernel(kernel: IntegerBatchProduct, instructions: Instructions) -> tirx.PrimFunc:
-    """The kernel. Parameters, all flat: a and b int8, y."""
+def batch_product_kernel(kernel: IntegerBatchProduct, instructions: Instructions, form: Form) -> tirx.PrimFunc:
+    """The kernel, in tiles of `form`. Parameters, all flat: a and b int8, y."""
     product, batches = kernel.product, kernel.batches
     groups, panels = product.run // GROUP, product.panels
     parallel = batches * product.macs >= PARALLEL_MACS
@@ -102,7 +103,7 @@ def batch_product_kernel(kernel: IntegerBatchProduct, instructions: Instructions
             if of_rows is not None:
                 _sum_rows(kernel, number, a, of_rows, instructions)
             _Packing(kernel, number, b, packed, bias, instructions).emit()
-        tile = _BatchTile(product, instructions, source, packed, bias, [], y, kernel, of_rows)
+        tile = _BatchTile(product, instructions, form, source, packed, bias, [], y, kernel, of_rows)
         _for_tiles(kernel, tile, place, parallel)
     return builder.get()
 

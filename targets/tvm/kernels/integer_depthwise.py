@@ -86,7 +86,7 @@ def depthwise_kernel(depthwise: IntegerDepthwise, instructions: Instructions) ->
         bias = T.arg("bias", T.buffer((channels,), "int32", layout=None))
         multipliers = T.arg("multipliers", T.buffer((channels,), "float32", layout=None))
         y = T.arg("y", T.buffer((math.prod(window.output) * channels,), "int8", layout=None))
-        source, image = padded_input(window, x, overrun=0)
+        source, pixel = padded_input(window, x, overrun=0)
         by_dots = instructions.has_sdot and depthwise.taps > 1 and channels >= PART
         row = _Row(depthwise, instructions, source, weights, bias, multipliers, y)
         dots = _Dots(row, zipped_weights(Groups(window), channels, weights, WIDEST)) if by_dots else None
@@ -94,7 +94,7 @@ def depthwise_kernel(depthwise: IntegerDepthwise, instructions: Instructions) ->
         loop = T.parallel if height * width * channels * depthwise.taps >= PARALLEL_MACS else T.serial
         whole = channels // WIDEST
         with loop(index(height)) as y_row:
-            start = T.Bind(image.pixel(y_row, index(0)))
+            start = T.Bind(pixel(y_row, index(0)))
             if dots is not None:
                 with T.serial(index(channels // PART)) as part:
                     dots.emit(start, y_row * width, part)

@@ -42,7 +42,7 @@ def max_pool_kernel(pool: IntegerMaxPool, _instructions: Instructions) -> tirx.P
         x = T.arg("x", T.buffer((window.input_size,), "int8", layout=None))
         y = T.arg("y", T.buffer((rows * width * channels,), "int8", layout=None))
         with T.sblock("root"):  # TVM looks for a copy in what has one input, and into a block for that
-            source, image = padded_input(window, x, overrun=0)
+            source, pixel = padded_input(window, x, overrun=0)
 
             def greatest(start: Any, at: Any, lanes: int) -> None:
                 found = source[vector(start + taps[0], lanes)]
@@ -52,7 +52,7 @@ def max_pool_kernel(pool: IntegerMaxPool, _instructions: Instructions) -> tirx.P
 
             parallel = rows * width * channels * len(taps) >= PARALLEL_READS
             with (T.parallel if parallel else T.serial)(index(rows)) as row, T.serial(index(width)) as column:
-                start = T.Bind(image.pixel(*((index(0), row * width + column) if image.contiguous else (row, column))))
+                start = T.Bind(pixel(*((index(0), row * width + column) if window.contiguous else (row, column))))
                 at = T.Bind((row * width + column) * channels)
                 for_channels(channels, lambda first, lanes: greatest(start + first, at + first, lanes))
     return builder.get()

@@ -27,7 +27,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from graphopt.targets.tvm.kernels.integer_sums import GROUP, PANEL, Form, PanelWeights, form_of
+from graphopt.targets.tvm.kernels.integer_sums import GROUP, PANEL, PanelWeights
+from graphopt.targets.tvm.kernels.integer_tiles import Extents, Form
 from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     Instructions,
@@ -94,6 +95,17 @@ class IntegerProduct:
     def all_columns(self) -> int:
         return self.window.groups * self.columns
 
+    @property
+    def row(self) -> tuple[int, int]:
+        """How many rows of pixels there are, and pixels in each: pixels at one distance of each other are one row."""
+        height, width = self.window.output[0] * self.window.output[1], self.window.output[2]
+        return (1, height * width) if self.window.contiguous else (height, width)
+
+    @property
+    def extents(self) -> Extents:
+        """Of a row of pixels, for the choice of tiles."""
+        return Extents(self.row[1], self.columns, len(self.window.runs), self.run, self.pairs, self.octets)
+
     def padded(self, of_columns: np.ndarray) -> np.ndarray:
         """Elements for all columns, those of each group padded to whole panels."""
         grouped = of_columns.reshape(self.window.groups, self.columns)
@@ -118,9 +130,10 @@ def in_octets(packed: np.ndarray) -> np.ndarray:
     return np.concatenate([octets, packed[:, :, groups:]], axis=2)
 
 
-def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.PrimFunc:
-    """The kernel. Parameters, all flat: x int8, packed weights int8, bias int32, `product.factors`, y.
+def product_kernel(product: IntegerProduct, instructions: Instructions, form: Form) -> tirx.PrimFunc:
+    """The kernel, in tiles of `form`.
 
+    Parameters, all flat: x int8, packed weights int8, bias int32, `product.factors`, y.
     Bias and factors are padded to whole panels.
     """
     window = product.window
@@ -133,12 +146,9 @@ def product_kernel(product: IntegerProduct, instructions: Instructions) -> tirx.
             T.arg(name, T.buffer((product.all_panels * PANEL,), "float32", layout=None)) for name in product.factors
         ]
         y = T.arg("y", T.buffer((math.prod(window.output) * product.all_columns,), product.result, layout=None))
-        source, image = padded_input(window, x, overrun=product.run - window.run)
-        tile = Tile(product, instructions, source, weights, bias, factors, y)
-        height, width = window.output[0] * window.output[1], window.output[2]
-        if image.contiguous:  # pixels follow each other at a fixed distance: one long row
-            height, width = 1, height * width
-        _for_tiles(tile, height, width, image.pixel)
+        source, pixel = padded_input(window, x, overrun=product.run - window.run)
+        tile = Tile(product, instructions, form, source, weights, bias, factors, y)
+        _for_tiles(tile, *product.row, pixel)
     return builder.get()
 
 
@@ -186,15 +196,12 @@ def _costs(columns: int) -> list[int]:
 class Tile:
     product: IntegerProduct
     instructions: Instructions
+    form: Form
     x: Any
     weights: Any
     bias: Any
     factors: list[Any]
     y: Any
-
-    @property
-    def form(self) -> Form:
-        return form_of(self.instructions, self.product.octets)
 
     def emit(self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int) -> None:
         """One tile: `rows` pixels from output pixel `row` on, whose input starts at `start`, `step` bytes apart."""

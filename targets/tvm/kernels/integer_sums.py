@@ -12,7 +12,7 @@ int32 or a vector of int32 for each, with four k in a lane, and of its columns: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from graphopt.targets.tvm.kernels.requantize import LANES, Instructions, splat, vector
+from graphopt.targets.tvm.kernels.requantize import LANES, splat, vector
 
 GROUP = 4  # k that a lane of 32 bits holds
 PANEL = 16  # columns that lie side by side in the packed weights: as many int8 results as a vector holds
@@ -66,7 +66,7 @@ class PanelWeights:
         return self.buffer[vector(self.start + at, CHUNK)]
 
 
-class _Sums:
+class Sums:
     """A tile of sums: a vector for four columns of a pixel."""
 
     def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
@@ -81,7 +81,7 @@ class _Sums:
         return self.sums[vector((i * self.vectors + j) * LANES, LANES)]
 
 
-class _Dotprod(_Sums):
+class Dotprod(Sums):
     """`sdot` by lane."""
 
     def accumulate(self, pixels: list[Any], weights: PanelWeights) -> None:
@@ -96,7 +96,7 @@ class _Dotprod(_Sums):
                     T.buffer_store(self.sums, made, [at])
 
 
-class _Mmla:
+class Mmla:
     """`smmla`: a vector has the sums (i, n), (i, n + 1), (i + 1, n), (i + 1, n + 1) of pixels i and columns n."""
 
     def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
@@ -141,7 +141,7 @@ def _octets(pair: list[Any], g: int, groups: int) -> Any:
     return _lanes(pair, [first + g + k for first in (0, groups) for k in range(2)])
 
 
-class _Neon:
+class Neon:
     """`smull`, `smlal`, `sadalp`: two vectors of sums for four columns, two partial sums each."""
 
     def __init__(self, rows: int, vectors: int, pairs: bool) -> None:
@@ -181,7 +181,7 @@ class _Neon:
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", low, high)
 
 
-class _Portable(_Sums):
+class Portable(Sums):
     """Products of int32, the bytes of a lane taken out by shifts: what any vector unit can do."""
 
     def accumulate(self, pixels: list[Any], weights: PanelWeights) -> None:
@@ -195,43 +195,6 @@ class _Portable(_Sums):
                     for i in range(self.rows):
                         at = vector((i * self.vectors + j) * LANES, LANES)
                         T.buffer_store(self.sums, self.sums[at] + shifted[i] * factor, [at])
-
-
-@dataclass(frozen=True)
-class Form:
-    """How tiles are computed.
-
-    sums: of some rows and vectors of columns, and whether two products of a weight fit int16 together.
-    rows: the most pixels of a tile. together: pixels of an operand. vectors: of four columns, of a block.
-    chunk: k of a pixel that are loaded at a time.
-    """
-
-    sums: Callable[[int, int, bool], Any]
-    rows: int
-    together: int
-    vectors: int
-    chunk: int
-
-
-_FORMS = {
-    # Little code: it is slow anyway.
-    Instructions.PORTABLE: Form(_Portable, rows=4, together=1, vectors=4, chunk=GROUP),
-    # 4×8 sums take 16 registers, as pairs.
-    Instructions.NEON: Form(_Neon, rows=4, together=1, vectors=2, chunk=16),
-    # 5×16 sums take 20 of 32 registers, pixels 5. With six every register is taken, and LLVM spills some for a core
-    # that issues in order. Where two sdot issue in a cycle there is time for the loads of either. A core that issues in
-    # order does nothing else during a load of 128 bits, and half a vector of a pixel leaves registers for more pixels.
-    Instructions.DOTPROD: Form(_Dotprod, rows=5, together=1, vectors=4, chunk=8),
-    # 8×8 sums take 16 registers, operands of pixels 4, and weights are zipped in the others.
-    Instructions.I8MM: Form(_Mmla, rows=8, together=2, vectors=2, chunk=8),
-}
-# Of weights packed by eight: 6×16 sums take 24 registers, operands of pixels 3. With 16 k at a time LLVM spills some.
-_MMLA_OF_OCTETS = Form(_Mmla, rows=6, together=2, vectors=4, chunk=8)
-
-
-def form_of(instructions: Instructions, octets: bool = False) -> Form:
-    """The form for instructions, and for weights packed by four or by eight k."""
-    return _MMLA_OF_OCTETS if octets and instructions is Instructions.I8MM else _FORMS[instructions]
 
 
 def _registers(vectors: int) -> Any:

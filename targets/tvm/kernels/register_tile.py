@@ -3,7 +3,8 @@
 `schedule` takes a function that FuseTIR made of a product (`matmul`) and element-wise operators behind it: bias,
 activation, residual. It writes the loops anew. The sums of a tile stay in registers over all of k, and each of them
 goes through the element-wise operators on its way to memory: the product itself is never stored. What does not fill a
-tile at the edges gets loops of its own, of the exact size: nothing is read out of bounds, and no activation is padded.
+tile at the edges gets loops of its own, of the exact size (`float_tiles`): nothing is read out of bounds, and no
+activation is padded.
 
 On AArch64 the innermost loop is, for a packed left factor, 24 `fmla` by lane, 3 loads (`ldp`, `ldp`, `ldr` of vectors)
 and 3 instructions of the loop. A Cortex-A76 issues two `fmla` a cycle: it takes 12 cycles and a little. A left factor
@@ -27,23 +28,39 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index, substitute
+from graphopt.targets.tvm.kernels.float_tiles import Cut, tilings
 from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
 from graphopt.targets.tvm.kernels.requantize import Instructions, keep_in_memory
 from graphopt.targets.tvm.kernels.rows import for_each
 from graphopt.targets.tvm.kernels.summation import sum_in_blocks
 
 STEPS = 2  # of k, of which a left factor in row-major order is read as a vector
-LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
 
 
-def schedule(function: tirx.PrimFunc, target: TargetDescription) -> tirx.PrimFunc | None:
-    """`function` with the kernel's loops; None if it is no product, or reduces the product further."""
+def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0) -> tirx.PrimFunc | None:
+    """`function` with the kernel's loops; None if it is no product, or reduces the product further.
+
+    place: of the cut into tiles among those that fit, the best by the model first; the last of fewer.
+    """
     plan = take_apart(function)
     if plan is None:
         return None
-    steps = STEPS if target.triple.startswith(("aarch64", "arm64")) and _has_rows(plan) else 1
-    made = plan.epilogue.rewrite(lambda: _write_tiles(plan, steps))
+    steps = _steps(plan, target)
+    found = tilings(plan, steps, target)
+    rows, columns = found[min(place, len(found) - 1)]
+    made = plan.epilogue.rewrite(lambda: _write_tiles(plan, rows, columns, steps))
     return made if steps == 1 else made.with_attr("tirx.noalias", False)  # for `keep_in_memory`
+
+
+def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None:
+    """Among how many cuts into tiles `schedule` chooses; None if `function` is no product."""
+    plan = take_apart(function)
+    return None if plan is None else len(tilings(plan, _steps(plan, target), target))
+
+
+def _steps(plan: Plan, target: TargetDescription) -> int:
+    """Of k that the innermost loop takes at a time."""
+    return STEPS if target.triple.startswith(("aarch64", "arm64")) and _has_rows(plan) else 1
 
 
 def _has_rows(plan: Plan) -> bool:
@@ -56,55 +73,45 @@ def _has_rows(plan: Plan) -> bool:
     return bool(indices[last].same_as(plan.k))
 
 
-def _write_tiles(plan: Plan, steps: int) -> None:
-    rows, columns = plan.rows.size, plan.columns.size
-    row_tile = min(rows, plan.tile_rows)
-    column_tile = plan.tile_columns
-    while row_tile * column_tile < LATENCY * plan.lanes:
-        column_tile += plan.tile_columns  # few rows: several panels at once
-    work = plan.batch.size * rows * columns * plan.depth
+def _write_tiles(plan: Plan, rows: Cut, columns: Cut, steps: int) -> None:
+    work = plan.batch.size * plan.rows.size * plan.columns.size * plan.depth
     loop = T.parallel if work >= PARALLEL_MACS else T.serial
-    if rows >= columns:
-        outer, inner = (rows, row_tile), (columns, column_tile)
-    else:
-        outer, inner = (columns, column_tile), (rows, row_tile)
-    tiles = -(-outer[0] // outer[1])
-    with loop(index(plan.batch.size * tiles)) as task:
-        batch = plan.batch.unravel(task // tiles)
+    by_rows = plan.rows.size >= plan.columns.size
+    outer, inner = (rows, columns) if by_rows else (columns, rows)
+    with loop(index(plan.batch.size * outer.tiles)) as task:
+        batch = plan.batch.unravel(task // outer.tiles)
 
         def outer_tile(first: Any, size: int) -> None:
             def inner_tile(second: Any, other: int) -> None:
-                if rows >= columns:
+                if by_rows:
                     _tile(plan, batch, first, size, second, other, steps)
                 else:
                     _tile(plan, batch, second, other, first, size, steps)
 
-            _for_tiles(*inner, inner_tile)
+            _for_tiles(inner, inner_tile)
 
-        _choose_tile(task % tiles, *outer, outer_tile)
+        _choose_tile(task % outer.tiles, outer, outer_tile)
 
 
-def _choose_tile(number: Any, extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
-    """Emit `body(first, size)` for one tile of an axis, given its number: a whole one, or the rest."""
-    whole, rest = divmod(extent, tile)
-    if not rest or not whole:
-        body(number * tile, rest or tile)
+def _choose_tile(number: Any, of: Cut, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for one tile of an axis, given its number."""
+    if not of.last or not of.count:
+        body(number * of.size, of.last or of.size)
         return
-    with T.If(number < whole):
+    with T.If(number < of.count):
         with T.Then():
-            body(number * tile, tile)
+            body(number * of.size, of.size)
         with T.Else():
-            body(index(whole * tile), rest)
+            body(index(of.count * of.size), of.last)
 
 
-def _for_tiles(extent: int, tile: int, body: Callable[[Any, int], None]) -> None:
-    """Emit `body(first, size)` for all tiles of an axis: a loop over the whole ones, then the rest."""
-    whole, rest = divmod(extent, tile)
-    if whole:
-        with T.serial(index(whole)) as number:
-            body(number * tile, tile)
-    if rest:
-        body(index(whole * tile), rest)
+def _for_tiles(of: Cut, body: Callable[[Any, int], None]) -> None:
+    """Emit `body(first, size)` for all tiles of an axis: a loop over the equal ones, then the last."""
+    if of.count:
+        with T.serial(index(of.count)) as number:
+            body(number * of.size, of.size)
+    if of.last:
+        body(index(of.count * of.size), of.last)
 
 
 @dataclass(frozen=True)

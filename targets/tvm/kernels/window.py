@@ -59,6 +59,11 @@ class Window:
         return (self.groups == 1 and self.dilations[1] == 1) or self.kernel[1] == 1
 
     @property
+    def contiguous(self) -> bool:
+        """Whether `pixel_step` also leads from the last pixel of a row to the next row."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
+
+    @property
     def runs(self) -> tuple[tuple[int, int], ...]:
         """The first pixel, (row, column) in the padded image, of each contiguous part of the window."""
         rows, columns = (
@@ -87,16 +92,10 @@ class Window:
         return self.strides[1] * self.image[3]
 
 
-@dataclass(frozen=True)
-class Image:
-    """Where the windows begin. `contiguous`: `pixel_step` also leads from the last pixel of a row to the next row."""
+def padded_input(window: Window, x: Any, overrun: int) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """The buffer to read, and where in it a window begins, by (row of all images, column) of the output.
 
-    pixel: Callable[[Any, Any], Any]  # (row of all images, column) of the output -> index of the window's first element
-    contiguous: bool
-
-
-def padded_input(window: Window, x: Any, overrun: int) -> tuple[Any, Image]:
-    """The buffer to read, and where; emits a copy with padding if there is any, or if reads may run over the end.
+    Emits a copy with padding if there is any, or if reads may run over the end.
 
     Args:
         overrun: elements behind the last run that the kernel may read; they do not matter, but must exist.
@@ -105,17 +104,16 @@ def padded_input(window: Window, x: Any, overrun: int) -> tuple[Any, Image]:
     _, padded_height, padded_width, channels = window.padded
     row_step = window.strides[0] * padded_width * channels
     image_step = padded_height * padded_width * channels
-    contiguous = window.kernel == (1, 1) and window.strides == (1, 1) and not any(window.pads)
 
     def pixel(row: Any, column: Any) -> Any:
-        if contiguous:
+        if window.contiguous:
             return column * channels
         start = (row // height) * image_step + (row % height) * row_step if batch > 1 else row * row_step
         return start + column * window.pixel_step
 
     if any(window.pads) or overrun:
         x = _copy(window, x, overrun)
-    return x, Image(pixel, contiguous)
+    return x, pixel
 
 
 def _copy(window: Window, x: Any, overrun: int) -> Any:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.deploy import Bundle, open_bundle, write_bundle
 from graphopt.ir import fingerprint, load, save
-from graphopt.targets.base import Library, TargetDescription, TensorSpec
+from graphopt.targets.base import MODELLED, Library, TargetDescription, TensorSpec, Tiling
 from tests.targets.toy import CONSTANT, INPUTS, OUTPUTS, TARGETS, build_toy
 
 SUM = OUTPUTS[0].name
@@ -60,6 +60,7 @@ class ToyBackend:
         jobs: int,
         progress: Callable[[int, int, str], None],
         compress: bool = False,
+        tiling: Tiling = MODELLED,
     ) -> Library:
         folder.mkdir(parents=True)
         toy = build_toy(folder.parent / "build", target, name)

@@ -43,6 +43,7 @@ recipes = st.builds(
     compress=st.booleans(),
     shapes=st.dictionaries(text, st.lists(st.integers(1, 512), max_size=4).map(tuple), max_size=3),
     preprocess=st.none() | preprocesses,
+    tiles=st.dictionaries(text, st.integers(0, 99), max_size=3),
 )
 
 
@@ -67,8 +68,9 @@ def read(source: str, passes: Registry[type[Pass]] | None = None) -> Recipe:
 def test_a_recipe_is_read_back_without_loss_and_written_as_the_same_bytes(recipe: Recipe) -> None:
     written = write_recipe(recipe)
     found = read(written)
-    assert repr(dataclasses.replace(found, shapes={})) == repr(dataclasses.replace(recipe, shapes={}))
-    assert found.shapes == recipe.shapes
+    plain, given = (dataclasses.replace(one, shapes={}, tiles={}) for one in (found, recipe))
+    assert repr(plain) == repr(given)
+    assert (found.shapes, found.tiles) == (recipe.shapes, recipe.tiles)
     assert write_recipe(found) == written
 
 
@@ -150,6 +152,9 @@ HEAD = 'target = "arm"\n'
         (HEAD + "[preprocess]\nlayout = 'CHW'\n", "line 3: 'layout': found \"CHW\", expected one of NCHW, NHWC"),
         (HEAD + "[preprocess]\nstd = 0\n", "r.toml: preprocess: scale and std are not to be 0"),
         (HEAD + "[shapes]\na = [0]\n", "r.toml: shape of 'a' is [0], expected sizes of 1 or more"),
+        (HEAD + "tiles = 3\n", 'r.toml, line 2: tiles is no table, expected [tiles] and lines as "KERNEL" = 1'),
+        (HEAD + "[tiles]\na = 1\nb = 'x'\n", "r.toml, line 4: 'b': found \"x\", expected integer"),
+        (HEAD + "[tiles]\na = -1\n", "r.toml: tile of 'a' is -1, expected a place of 0 or more"),
         (HEAD + "[pass]\nname = 'x'\n", "r.toml, line 2: pass is no list of tables"),
         (HEAD + "[[pass]]\nratio = 1\n", "r.toml, line 2: the pass has no name"),
         (HEAD + "[[pass]]\nname = 'everythin'\n", "r.toml, line 3: unknown pass 'everythin'"),

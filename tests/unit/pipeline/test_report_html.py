@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.formatting import change, number, shape, share, si, size, worst
@@ -97,6 +97,7 @@ def test_names_from_the_model_are_escaped_everywhere(tmp_path: Path) -> None:
     assert page.text.count(EVIL) >= 8
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=30))
 def test_any_name_survives_the_page(name: str) -> None:
     report = build_report("inspect", Snapshot.of(model(), name="net", file_bytes=1))
