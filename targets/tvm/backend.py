@@ -35,6 +35,7 @@ from graphopt.targets.tvm.program import (
     VariantCalls,
     WinogradWeights,
 )
+from graphopt.targets.tvm.quantized.residuals import layers_of
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from graphopt.targets.tvm.schedule import tile_count
 from graphopt.targets.tvm.storage.compression import compress as compressed
@@ -185,7 +186,9 @@ def assemble(
         if kernel.winograd is not None:
             position, *form = kernel.winograd
             arguments[position] = made.of(arguments[position], *form)
-        steps.append(KernelCall(kernel.symbol, tuple(arguments), " + ".join(names[node] for node in call.nodes)))
+        steps.append(
+            KernelCall(kernel.symbol, tuple(arguments), " + ".join(name for node in call.nodes for name in names[node]))
+        )
     steps += [Copy(place(value), buffer) for value, buffer in copies]
     return Program(
         inputs=tuple(TensorSpec(v.name or "", dtype_name(v), static_shape(v)) for v in model.graph.inputs),
@@ -227,9 +230,9 @@ def _pack_weights(constants: list[np.ndarray]) -> tuple[bytes, list[int]]:
     return bytes(blob), offsets
 
 
-def _node_names(model: ir.Model) -> list[str]:
-    """Names to show for the nodes, in their order."""
-    return [node.name or f"{node.op_type}_{i}" for i, node in enumerate(model.graph)]
+def _node_names(model: ir.Model) -> list[list[str]]:
+    """Names to show for each of the nodes, in their order: of the layers that it computes."""
+    return [[name or f"{node.op_type}_{i}" for name in layers_of(node)] for i, node in enumerate(model.graph)]
 
 
 def _layers(
@@ -241,7 +244,7 @@ def _layers(
     reasons = {layer.name: layer.reason for layer in model.meta.get(LEFT_IN_FLOAT, ())}
     layers: list[dict[str, object]] = []
     for call in lowered.calls:
-        nodes = [names[node] for node in call.nodes]
+        nodes = [name for node in call.nodes for name in names[node]]
         in_float = {name: reasons[name] for name in nodes if name in reasons}
         choice = {"content": contents[call.function], "tiles": counts[call.function]}
         layers.append({"kernel": call.function, "nodes": nodes, "in_float": in_float, **choice})

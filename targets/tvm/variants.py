@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import tvm_ffi
 from tvm import tirx
@@ -27,24 +28,29 @@ class Scheduled:
 
 
 def schedule_all(
-    functions: dict[str, tirx.PrimFunc], target: TargetDescription, prefix: str, places: Mapping[str, int]
+    functions: dict[str, tirx.PrimFunc],
+    target: TargetDescription,
+    prefix: str,
+    places: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Scheduled]:
     """Kernels for the target, and after them those of its variants that have some of their own.
 
     Args:
         functions: before they are scheduled, by name.
         prefix: of the symbols.
-        places: of the tiles, by function's name; see `schedule`.
+        places: of the tiles, by function's name, 0 for others; see `schedule`.
     """
     plain = {name: f"{prefix}{i}_{name}" for i, name in enumerate(functions)}
     symbols = plain
-    latest = {name: schedule(function, target, places[name]) for name, function in functions.items()}  # variant before
+    latest = {
+        name: schedule(function, target, places.get(name, 0)) for name, function in functions.items()
+    }  # variant before
     made = [Scheduled(None, target, plain, {plain[name]: function for name, function in latest.items()})]
     for variant in target.variants:
         described = target.variant(variant)
         own: dict[str, tirx.PrimFunc] = {}
         for name, function in functions.items():
-            scheduled = schedule(function, described, places[name])
+            scheduled = schedule(function, described, places.get(name, 0))
             if not tvm_ffi.structural_equal(scheduled, latest[name]):
                 own[name] = latest[name] = scheduled
         if own:

@@ -170,7 +170,7 @@ def test_every_tile_gives_the_bits_of_the_host(
     library = build(
         network(), target, tmp_path, name="net", jobs=1, compress=False, tiling=tiling, progress=lambda *_: None
     )
-    assert sum(layer["tiles"] > place or place == 99 for layer in library.layers) > 10
+    assert sum(layer["tiles"] > place or place == 99 for layer in library.layers) >= 8
     bundle = Bundle(tmp_path, "net", name, library.inputs, library.outputs, "")
     program = tmp_path / "example"
     build_program(bundle.example, target, bundle.include, bundle.static, program)

@@ -68,7 +68,7 @@ _TILED: dict[str, Callable[[Any], Extents]] = {
     "IntegerBatchProduct": lambda kernel: kernel.product.extents,
     "IntegerProduct": lambda kernel: kernel.extents,
 }
-_PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand}
+_PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand, "then": IntegerBinary}
 
 
 def describe(kernel: Any) -> str:
@@ -79,8 +79,7 @@ def describe(kernel: Any) -> str:
 def read(description: str) -> Any:
     """What `describe` was given."""
     name, fields = json.loads(description)
-    parts = {key: _PARTS[key](**_tuples(value)) if key in _PARTS else value for key, value in fields.items()}
-    return KINDS[name][0](**_tuples(parts))
+    return KINDS[name][0](**_with_parts(fields))
 
 
 def emit(description: str, target: TargetDescription | None = None, place: int = 0) -> tirx.PrimFunc:
@@ -117,5 +116,13 @@ def _forms(kernel: Any, target: TargetDescription | None) -> list[Form]:
     return [] if extents is None else forms(extents(kernel), instructions, target)
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+def _with_parts(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields as a description has them: dictionaries of parts as these, and lists as tuples."""
+    return {
+        key: _PARTS[key](**_with_parts(value))
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for key, value in fields.items()
+    }

@@ -103,7 +103,7 @@ def batch_product_kernel(kernel: IntegerBatchProduct, instructions: Instructions
             if of_rows is not None:
                 _sum_rows(kernel, number, a, of_rows, instructions)
             _Packing(kernel, number, b, packed, bias, instructions).emit()
-        tile = _BatchTile(product, instructions, form, source, packed, bias, [], y, kernel, of_rows)
+        tile = _BatchTile(product, instructions, form, source, packed, bias, [], None, y, kernel, of_rows)
         _for_tiles(kernel, tile, place, parallel)
     return builder.get()
 

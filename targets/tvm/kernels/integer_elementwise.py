@@ -92,9 +92,7 @@ def binary_kernel(binary: IntegerBinary, instructions: Instructions) -> tirx.Pri
         y = T.arg("y", T.buffer((size,), "int8", layout=None))
 
         def part(a_at: Any, b_at: Any, lanes: int) -> None:
-            at, other = vector(a_at, lanes), vector(b_at, lanes)
-            total = _combined(binary, tirx.Cast(wide("int32", lanes), a[at]), tirx.Cast(wide("int32", lanes), b[other]))
-            store(y, a_at, _narrowed(total, binary.multiplier, binary.bounds, instructions), lanes)
+            store(y, a_at, combined(binary, a[vector(a_at, lanes)], b[vector(b_at, lanes)], instructions), lanes)
 
         if not binary.b_spread:
             _for_vectors(size, lambda at, lanes: part(at, at, lanes))
@@ -103,6 +101,12 @@ def binary_kernel(binary: IntegerBinary, instructions: Instructions) -> tirx.Pri
                 start, other = T.Bind((image * pixels + pixel) * channels), T.Bind(image * channels)
                 for_channels(channels, lambda first, lanes: part(start + first, other + first, lanes))
     return builder.get()
+
+
+def combined(binary: IntegerBinary, a: Any, b: Any, instructions: Instructions) -> Any:
+    """y of a and b, vectors of int8 alike."""
+    first, second = (tirx.Cast(wide("int32", lanes_of(a)), value) for value in (a, b))
+    return _narrowed(_combined(binary, first, second), binary.multiplier, binary.bounds, instructions)
 
 
 def mean_kernel(mean: IntegerMean, instructions: Instructions) -> tirx.PrimFunc:

@@ -27,12 +27,15 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from graphopt.targets.tvm.kernels.integer_depthwise import blocks
+from graphopt.targets.tvm.kernels.integer_elementwise import IntegerBinary, combined
 from graphopt.targets.tvm.kernels.integer_sums import GROUP, PANEL, PanelWeights
 from graphopt.targets.tvm.kernels.integer_tiles import Extents, Form
 from graphopt.targets.tvm.kernels.requantize import (
     LANES,
     Instructions,
     Range,
+    cut,
     index,
     keep_in_memory,
     requantize,
@@ -53,7 +56,7 @@ class IntegerProduct:
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
     `result`: int8, float32 or int32. `lifted`: the bias has ROUNDER_BITS in it (`requantize`); for int8 alone.
-    `octets`: weights are packed by eight k.
+    `octets`: weights are packed by eight k. `then`: what an int8 result is combined with a residual by, if it is.
     """
 
     window: Window
@@ -63,6 +66,7 @@ class IntegerProduct:
     result: str = "int8"
     lifted: bool = False
     octets: bool = False
+    then: IntegerBinary | None = None
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -133,7 +137,8 @@ def in_octets(packed: np.ndarray) -> np.ndarray:
 def product_kernel(product: IntegerProduct, instructions: Instructions, form: Form) -> tirx.PrimFunc:
     """The kernel, in tiles of `form`.
 
-    Parameters, all flat: x int8, packed weights int8, bias int32, `product.factors`, y.
+    Parameters, all flat: x int8, packed weights int8, bias int32, `product.factors`, a residual like y if there is one,
+    y.
     Bias and factors are padded to whole panels.
     """
     window = product.window
@@ -145,9 +150,11 @@ def product_kernel(product: IntegerProduct, instructions: Instructions, form: Fo
         factors = [
             T.arg(name, T.buffer((product.all_panels * PANEL,), "float32", layout=None)) for name in product.factors
         ]
-        y = T.arg("y", T.buffer((math.prod(window.output) * product.all_columns,), product.result, layout=None))
+        size = math.prod(window.output) * product.all_columns
+        residual = T.arg("residual", T.buffer((size,), "int8", layout=None)) if product.then else None
+        y = T.arg("y", T.buffer((size,), product.result, layout=None))
         source, pixel = padded_input(window, x, overrun=product.run - window.run)
-        tile = Tile(product, instructions, form, source, weights, bias, factors, y)
+        tile = Tile(product, instructions, form, source, weights, bias, factors, residual, y)
         _for_tiles(tile, *product.row, pixel)
     return builder.get()
 
@@ -201,6 +208,7 @@ class Tile:
     weights: Any
     bias: Any
     factors: list[Any]
+    residual: Any  # None if there is none
     y: Any
 
     def emit(self, start: Any, step: int, row: Any, panel: Any, columns: int, rows: int) -> None:
@@ -247,13 +255,23 @@ class Tile:
         """One row of results, as vectors of LANES, of which `columns` are elements of y."""
         if self.product.result == "int8":
             made = requantize(totals, factors[0], self.product.bounds, self.instructions, self.product.lifted)
-            store(self.y, at, made, min(len(totals) * LANES, columns))
+            self._store_int8(at, made, min(len(totals) * LANES, columns))
             return
         for j, total in enumerate(totals):
             made = total
             if factors:
                 made = tirx.Cast(wide("float32", LANES), total) * factors[0][j] + factors[1][j]
             store(self.y, at + j * LANES, made, min(LANES, columns - j * LANES))
+
+    def _store_int8(self, at: Any, made: Any, lanes: int) -> None:
+        if self.product.then is None:
+            store(self.y, at, made, lanes)
+            return
+        made = T.Bind(made)
+        for first, width in blocks(lanes):
+            residual = self.residual[vector(at + first, width)]
+            total = combined(self.product.then, cut(made, first, width), residual, self.instructions)
+            store(self.y, at + first, total, width)
 
     def _run(self, sums: Any, start: Any, step: int, weights: Any, first: int) -> None:
         chunk = max(self.form.chunk, 2 * GROUP if self.product.octets else GROUP)

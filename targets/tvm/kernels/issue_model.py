@@ -16,6 +16,7 @@ from graphopt.targets.base import Issue, TargetDescription
 
 VECTOR = 16  # bytes
 NEAR = 0.05  # of what all instructions would take: of two loops with one bound the shorter is better
+KEPT = 0.75  # of the L1 cache: what a panel may take beside the pixels
 L2_BYTES = 8  # that the L2 cache delivers in a cycle, at least, to all cores described
 
 
@@ -48,5 +49,5 @@ class Loop:
 
 
 def from_l2(panel_bytes: float, target: TargetDescription) -> float:
-    """Cycles to bring a panel of weights from the L2 cache, where half of the L1 cache does not hold it; else 0."""
-    return panel_bytes / L2_BYTES if panel_bytes > target.l1d_bytes / 2 > 0 else 0.0
+    """Cycles to bring a panel of weights from the L2 cache, if the L1 cache does not hold it; else 0."""
+    return panel_bytes / L2_BYTES if panel_bytes > KEPT * target.l1d_bytes > 0 else 0.0

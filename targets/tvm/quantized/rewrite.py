@@ -35,6 +35,7 @@ from graphopt.targets.tvm.quantized.normalizations import rewrite_layer_norm, re
 from graphopt.targets.tvm.quantized.pooling import rewrite_average_pool
 from graphopt.targets.tvm.quantized.products import rewrite_convolution, rewrite_matrix_product
 from graphopt.targets.tvm.quantized.rearrangements import rewrite_rearrangements
+from graphopt.targets.tvm.quantized.residuals import fuse_residuals
 from graphopt.targets.tvm.quantized.transposed import rewrite_transposed
 
 CLUSTERS: dict[str, Callable[[Cluster, Editor], str | None]] = {
@@ -106,6 +107,7 @@ def rewrite(model: ir.Model) -> ir.Model:
     RemoveUnusedNodesPass()(model)
     rewrite_rearrangements(model.graph, editor)
     RemoveUnusedNodesPass()(model)
+    fuse_residuals(model.graph, editor)
     model.graph.opset_imports[DOMAIN] = 1
     model.meta[LEFT_IN_FLOAT] = [
         LeftInFloat(node.op_type, node.name or f"{node.op_type}_{i}", reasons.get(node, "its result is not quantized"))
