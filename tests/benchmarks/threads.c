@@ -3,6 +3,8 @@
  *     gcc -O2 -shared -fPIC tests/benchmarks/threads.c -o threads.so
  *     qemu-aarch64 -cpu cortex-a76 -plugin ./threads.so ./example -t 4
  *
+ * With `-plugin ./threads.so,whole=on` all is counted, for programs of 32 bits, which have no markers.
+ *
  * Prints, for each thread, millions of instructions of work, and of waiting: blocks with a `yield`, which the pool spins on.
  */
 #include <stdbool.h>
@@ -63,7 +65,10 @@ static void on_exit(uint64_t id, void *data)
 
 EXPORT int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
 {
-    (void)info, (void)argc, (void)argv;
+    (void)info;
+    for (int i = 0; i < argc; ++i)
+        if (strcmp(argv[i], "whole=on") == 0)
+            counting = true;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     qemu_plugin_register_atexit_cb(id, on_exit, NULL);
     return 0;

@@ -102,6 +102,11 @@ def test_the_portable_form_is_one() -> None:
     assert len(forms(LARGE, Instructions.PORTABLE, core("armv7"))) == len(forms(LARGE, Instructions.NEON, None)) == 1
 
 
+def test_half_as_many_registers_hold_smaller_tiles() -> None:
+    wide, narrow = (forms(LARGE, kind, core("armv7"))[0] for kind in (Instructions.NEON, Instructions.ARMV7))
+    assert narrow.rows * narrow.vectors < wide.rows * wide.vectors
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(AARCH64), st.integers(1, 200), st.integers(1, 200), st.sampled_from(["left", "right", "none"]))
 def test_cuts_cover_rows_and_columns_once(target: TargetDescription, rows: int, columns: int, packed: str) -> None:

@@ -89,7 +89,7 @@ def _emit(quantize: DynamicQuantize, instructions: Instructions, x: Any, y: Any,
     def by_division() -> None:
         _for_blocks(quantize.size, lambda start, lanes: integers(start, lanes, lambda x, w: x / splat(step, w)))
 
-    if instructions is Instructions.PORTABLE or quantize.size < BLOCK:
+    if not instructions.is_aarch64 or quantize.size < BLOCK:
         by_division()
         return
     reciprocal, opposite = T.Bind(one / step), T.Bind(zero - step)
@@ -108,7 +108,7 @@ def _emit(quantize: DynamicQuantize, instructions: Instructions, x: Any, y: Any,
 
 def _narrowed(quantize: DynamicQuantize, instructions: Instructions, parts: list[Any], lanes: int) -> Any:
     """8-bit integers of int32 ones, saturated."""
-    if instructions is not Instructions.PORTABLE and lanes == BLOCK:
+    if instructions.is_aarch64 and lanes == BLOCK:
         name = "sqxtn" if quantize.signed else "sqxtun"
         halves = [T.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", part) for part in parts]
         pairs = [join(halves[i : i + 2]) for i in range(0, len(halves), 2)]

@@ -146,7 +146,7 @@ def table_kernel(table: IntegerTable, instructions: Instructions) -> tirx.PrimFu
         def single(at: Any) -> None:
             T.buffer_store(y, results[tirx.Cast("int64", x[at]) + 128], [at])
 
-        if instructions is Instructions.PORTABLE:
+        if not instructions.is_aarch64:
             with T.serial(index(table.size)) as i:
                 single(i)
         else:

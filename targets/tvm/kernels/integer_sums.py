@@ -7,7 +7,8 @@ int32 or a vector of int32 for each, with four k in a lane, and of its columns: 
 - `smmla`: eight k of two columns, against eight k of two pixels, twice as many products as `sdot`. Its operands are
   zipped: halves of two pixels, and two groups of k of two columns. Sums are blocks of 2×2, taken apart at the end.
 - Without either two pairs of `smull` and `smlal` sum eight k into int16, which `sadalp` adds to int32 in pairs; that is
-  exact as long as no weight is -128: 2 · 127 · 128 < 2¹⁵.
+  exact as long as no weight is -128: 2 · 127 · 128 < 2¹⁵. So do `vmull`, `vmlal` and `vpadal` of 32-bit NEON, which has
+  half as many registers.
 """
 
 from __future__ import annotations
@@ -166,19 +167,45 @@ class Neon:
                 }
                 for j in range(self.vectors):
                     for half in range(2):
-                        products = [_smull(_half(factors[j, h], half), _half(fours[h], half)) for h in span]
+                        products = [self.product(_half(factors[j, h], half), _half(fours[h], half)) for h in span]
                         self._add_pairs((i * self.vectors + j) * 2 + half, products)
 
     def _add_pairs(self, number: int, products: list[Any]) -> None:
         at = vector(number * LANES, LANES)
         product = products[0] if len(products) == 1 else products[0] + products[1]
-        longer = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", product)
-        T.buffer_store(self.sums, self.sums[at] + longer, [at])
+        T.buffer_store(self.sums, self.longer(self.sums[at], product), [at])
+
+    @staticmethod
+    def product(a: Any, b: Any) -> Any:
+        """int16x8 of int8x8."""
+        return T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.smull.v8i16", a, b)
+
+    @staticmethod
+    def longer(sums: Any, products: Any) -> Any:
+        """int32x4, with pairs of int16x8 added."""
+        return sums + T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", products)
 
     def total(self, i: int, j: int) -> Any:
         first = (i * self.vectors + j) * 2
         low, high = (self.sums[vector((first + half) * LANES, LANES)] for half in range(2))
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", low, high)
+
+
+class Armv7(Neon):
+    """`vmull`, `vmlal`, `vpadal`."""
+
+    @staticmethod
+    def product(a: Any, b: Any) -> Any:
+        return tirx.Cast("int16x8", a) * tirx.Cast("int16x8", b)
+
+    @staticmethod
+    def longer(sums: Any, products: Any) -> Any:
+        return T.call_llvm_pure_intrin("int32x4", "llvm.arm.neon.vpadals.v4i32.v8i16", sums, products)
+
+    def total(self, i: int, j: int) -> Any:
+        first = (i * self.vectors + j) * 2
+        both = [self.sums[vector((first + half) * LANES, LANES)] for half in range(2)]
+        return _lanes(both, range(0, 8, 2)) + _lanes(both, range(1, 8, 2))
 
 
 class Portable(Sums):
@@ -215,10 +242,6 @@ def _in_each_lane(pixel: Any, g: int, groups: int) -> Any:
 
 def _half(value: Any, half: int) -> Any:
     return _lanes([value], range(half * 8, half * 8 + 8))
-
-
-def _smull(a: Any, b: Any) -> Any:
-    return T.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.smull.v8i16", a, b)
 
 
 def _byte(lanes: Any, byte: int) -> Any:

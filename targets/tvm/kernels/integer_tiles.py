@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.targets.base import TargetDescription
-from graphopt.targets.tvm.kernels.integer_sums import GROUP, PANEL, Dotprod, Mmla, Neon, Portable
+from graphopt.targets.tvm.kernels.integer_sums import GROUP, PANEL, Armv7, Dotprod, Mmla, Neon, Portable
 from graphopt.targets.tvm.kernels.issue_model import VECTOR, Loop, from_l2
 from graphopt.targets.tvm.kernels.requantize import LANES, Instructions
 from graphopt.targets.tvm.kernels.shares import tiles
 
 REGISTERS = 30  # of 32: LLVM wants some between
+FEW = 15  # of 16
 MOST_ROWS = 8  # pixels whose addresses stay in registers
 OF_LOOP = 4  # instructions that are neither arithmetic nor loads
 OF_TILE = 24  # and around the loops of a tile
@@ -60,9 +61,9 @@ def forms(extents: Extents, instructions: Instructions, target: TargetDescriptio
     fitting = [
         Form(kind.sums, rows, kind.together, vectors, chunk)
         for rows, vectors, chunk in itertools.product(
-            range(MOST_ROWS, 0, -kind.together), (4, 2), (2 * GROUP, 4 * GROUP)
+            range(MOST_ROWS, 0, -kind.together), (4, 2, 1), (2 * GROUP, 4 * GROUP)
         )
-        if kind.registers(rows, vectors, extents) <= REGISTERS and chunk <= kind.most_k
+        if kind.registers(rows, vectors, extents) <= kind.available and chunk <= kind.most_k
     ]
     return sorted(fitting, key=lambda form: cycles(form, extents, instructions, target))
 
@@ -100,6 +101,7 @@ class _Kind:
     loop: Callable[[int, int, int, Extents], Loop]
     together: int = 1
     most_k: int = 4 * GROUP
+    available: int = REGISTERS
 
 
 def _dotprod_loop(rows: int, vectors: int, groups: int, _extents: Extents) -> Loop:
@@ -123,10 +125,15 @@ def _neon_loop(rows: int, vectors: int, groups: int, extents: Extents) -> Loop:
     return Loop(long * of_group + rows * groups, wide, narrow, OF_LOOP, groups * of_group / 2, long)
 
 
+def _neon_registers(rows: int, vectors: int, extents: Extents) -> int:
+    return 2 * rows * vectors + rows + vectors * (2 if extents.pairs else 1) + 2
+
+
 _KINDS = {
     Instructions.DOTPROD: _Kind(Dotprod, lambda r, v, _: r * v + r + v, _dotprod_loop),
     Instructions.I8MM: _Kind(
         Mmla, lambda r, v, e: -(-r // 2) * 2 * v + -(-r // 2) + (2 if e.octets else 6), _mmla_loop, 2, 2 * GROUP
     ),  # with 16 k at a time LLVM spills some
-    Instructions.NEON: _Kind(Neon, lambda r, v, e: 2 * r * v + r + v * (2 if e.pairs else 1) + 2, _neon_loop),
+    Instructions.NEON: _Kind(Neon, _neon_registers, _neon_loop),
+    Instructions.ARMV7: _Kind(Armv7, _neon_registers, _neon_loop, most_k=2 * GROUP, available=FEW),
 }

@@ -82,7 +82,7 @@ def transposition_kernel(transposition: IntegerTransposition, _instructions: Ins
 def quantize_channels_last_kernel(made: QuantizeChannelsLast, instructions: Instructions) -> tirx.PrimFunc:
     """The kernel. Parameters, flat: x float32, y int8."""
     scale, bounds = np.float32(made.scale), Range(made.zero_point)
-    by_products = instructions is not Instructions.PORTABLE and has_reciprocal(scale)
+    by_products = instructions.is_aarch64 and has_reciprocal(scale)
 
     def steps(number: Any) -> Any:
         lanes = lanes_of(number)

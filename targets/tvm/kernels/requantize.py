@@ -32,9 +32,14 @@ class Instructions(StrEnum):
     """What integer kernels are written with."""
 
     PORTABLE = "portable"  # vectors that LLVM maps to what there is
+    ARMV7 = "armv7"  # NEON of 32 bits: that, but for sums of products
     NEON = "neon"  # AArch64 without the dot product
     DOTPROD = "dotprod"  # AArch64 with sdot
     I8MM = "i8mm"  # and with smmla
+
+    @property
+    def is_aarch64(self) -> bool:
+        return self not in (Instructions.PORTABLE, Instructions.ARMV7)
 
     @property
     def has_sdot(self) -> bool:
@@ -44,7 +49,8 @@ class Instructions(StrEnum):
 def instructions_of(target: TargetDescription) -> Instructions:
     """The best that a core has."""
     if not target.triple.startswith(("aarch64", "arm64")):
-        return Instructions.PORTABLE
+        armv7 = target.triple.startswith("armv7") and "neon" in target.features
+        return Instructions.ARMV7 if armv7 else Instructions.PORTABLE
     if "dotprod" not in target.features:
         return Instructions.NEON
     return Instructions.I8MM if "i8mm" in target.features else Instructions.DOTPROD
@@ -71,7 +77,8 @@ def keep_in_memory(instructions: Instructions) -> None:
     are registers, which it then stores to the stack, and sums with them. Loads that follow it stay in the loop.
     """
     if instructions is not Instructions.PORTABLE:
-        T.evaluate(T.call_llvm_intrin("void", "llvm.aarch64.hint", tirx.const(0, "int32")))
+        name = "llvm.aarch64.hint" if instructions.is_aarch64 else "llvm.arm.hint"
+        T.evaluate(T.call_llvm_intrin("void", name, tirx.const(0, "int32")))
 
 
 def vector(start: Any, lanes: int) -> Any:
@@ -106,7 +113,7 @@ def requantize(
 
     A single scalar is taken too, in a list of one; so is one vector of any width where `instructions` are portable.
     """
-    if instructions is Instructions.PORTABLE or not _are_vectors(sums):
+    if not instructions.is_aarch64 or not _are_vectors(sums):
         return _portably(sums, multipliers, bounds, lifted)
     return (_lifted_by_neon if lifted else _by_neon)(sums, multipliers, bounds)
 
@@ -122,14 +129,14 @@ def lanes_of(expression: Any) -> int:
 
 def quantize(numbers: list[Any], bounds: Range, instructions: Instructions) -> Any:
     """int8 of float32 numbers, in steps of the result, given as for `requantize`; none is the bare product of two."""
-    if instructions is Instructions.PORTABLE or not _are_vectors(numbers):
+    if not instructions.is_aarch64 or not _are_vectors(numbers):
         return join([_round_and_bound(number, bounds) for number in numbers])
     return _round_by_neon(numbers, bounds)
 
 
 def multiplied(a: Any, b: Any, instructions: Instructions) -> Any:
     """a · b as a float32 that is not contracted with a sum. Beyond ±2³⁰ it may be anything beyond, of its sign."""
-    if instructions is not Instructions.PORTABLE and lanes_of(a) == LANES:
+    if instructions.is_aarch64 and lanes_of(a) == LANES:
         return T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.fmulx.v4f32", a, b)
     limit = splat(tirx.const(2.0**30, "float32"), lanes_of(a))
     return tirx.Max(tirx.Min(a * b, limit), -limit)
