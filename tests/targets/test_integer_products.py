@@ -17,27 +17,12 @@ from graphopt.targets.tvm.quantized import conversion
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from tests.passes.harness import parse
 from tests.targets import compiled
-from tests.targets.quantized_models import Activation, convolution_sums, layer_model, requantized
+from tests.targets.quantized_models import Activation, convolution_sums, layer_model
+from tests.targets.random_layers import Layer, activations, convolutions, matrix_products, quantized, values
 
 FEW = settings(  # each compiles a model: no shrinking
     max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
-
-
-@st.composite
-def activations(draw: Any, scale: float) -> Activation:
-    dtype = draw(st.sampled_from([np.int8, np.uint8]))
-    limits = np.iinfo(dtype)
-    zero_point = draw(st.sampled_from([limits.min, limits.max, 0]) | st.integers(limits.min, limits.max))
-    return Activation(dtype, scale * draw(st.floats(0.5, 2.0, width=32)), int(zero_point))
-
-
-def values(random: np.random.Generator, dtype: Any, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
-    """Random integers, or only the least and the greatest of the type."""
-    limits = np.iinfo(dtype)
-    if extreme:
-        return random.choice(np.array([limits.min, limits.max], dtype), shape)
-    return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
 def check(model: Any, x: np.ndarray, expected: np.ndarray) -> None:
@@ -52,37 +37,9 @@ def check(model: Any, x: np.ndarray, expected: np.ndarray) -> None:
 
 
 @FEW
-@given(data=st.data())
-def test_convolutions_are_bit_exact(data: Any) -> None:
-    draw = data.draw
-    random = np.random.default_rng(draw(st.integers(0, 1000)))
-    form = draw(st.sampled_from(["dense", "depthwise", "grouped"]))
-    inputs, outputs, group = draw(st.integers(1, 37)), draw(st.integers(1, 37)), 1
-    if form == "depthwise":
-        outputs = group = inputs
-    elif form == "grouped":
-        group, inputs, outputs = (draw(st.sampled_from(sizes)) for sizes in ([2, 3, 5], [1, 3, 8], [1, 7, 17]))
-        inputs, outputs = inputs * group, outputs * group
-    kernel, strides, dilations = (tuple(draw(st.integers(1, most)) for _ in range(2)) for most in (3, 2, 2))
-    pads = tuple(draw(st.integers(0, 2)) for _ in range(4))
-    sizes = tuple(draw(st.integers(5, 9)) for _ in range(2))
-    extreme = draw(st.booleans())
-    qx = draw(activations(0.05))
-    x = values(random, qx.dtype, (draw(st.integers(1, 2)), inputs, *sizes), extreme)
-    weights = values(random, np.int8, (outputs, inputs // group, *kernel), extreme)
-    per_channel = draw(st.booleans())
-    weight_scale = random.uniform(0.001, 0.01, outputs if per_channel else 1).astype(np.float32)
-    weight_scale = weight_scale if per_channel else weight_scale.reshape(())
-    bias = random.integers(-5000, 5000, outputs, np.int32) if draw(st.booleans()) and per_channel else None
-    qy = draw(activations(0.5))
-    clip = draw(st.sampled_from([None, ("Relu", ()), ("Clip", (-3.0, 6.0))]))
-    model = layer_model(
-        "Conv", x, qx, weights, weight_scale, bias, qy, weight_axis=0, activation=clip, group=group,
-        strides=strides, dilations=dilations, pads=pads,
-    )  # fmt: skip
-    sums = convolution_sums(x, weights, qx.zero_point, strides, pads, dilations, group)
-    sums = sums if bias is None else sums + bias
-    check(model, x, np.moveaxis(_expected(sums, qx, weight_scale, qy, clip), -1, 1))
+@given(convolutions())
+def test_convolutions_are_bit_exact(layer: Layer) -> None:
+    check(layer.model, layer.x, layer.y)
 
 
 @pytest.mark.parametrize("channels", [3, 4, 8, 9, 17, 28])
@@ -104,27 +61,9 @@ def test_weights_packed_by_eight_give_the_bits_of_those_packed_by_four(
 
 
 @FEW
-@given(data=st.data())
-def test_matrix_products_are_bit_exact(data: Any) -> None:
-    draw = data.draw
-    random = np.random.default_rng(draw(st.integers(0, 1000)))
-    operator = draw(st.sampled_from(["Gemm", "MatMul"]))
-    rows = (draw(st.integers(1, 9)),) if operator == "Gemm" else (draw(st.integers(1, 3)), draw(st.integers(1, 7)))
-    depth, columns = draw(st.integers(1, 70)), draw(st.integers(1, 40))
-    transposed = operator == "Gemm" and draw(st.booleans())
-    qx, qy = draw(activations(0.05)), draw(activations(0.5))
-    x = values(random, qx.dtype, (*rows, depth), draw(st.booleans()))
-    weights = values(random, np.int8, (depth, columns), draw(st.booleans()))
-    weight_scale = random.uniform(0.001, 0.01, columns).astype(np.float32)
-    bias = random.integers(-5000, 5000, columns, np.int32) if operator == "Gemm" else None
-    attributes: dict[str, Any] = {"transB": int(transposed)} if operator == "Gemm" else {}
-    model = layer_model(
-        operator, x, qx, weights.T if transposed else weights, weight_scale, bias, qy,
-        weight_axis=0 if transposed else 1, **attributes,
-    )  # fmt: skip
-    sums = (x.astype(np.int64) - qx.zero_point) @ weights.astype(np.int64)
-    sums = sums if bias is None else sums + bias
-    check(model, x, _expected(sums, qx, weight_scale, qy, None))
+@given(matrix_products())
+def test_matrix_products_are_bit_exact(layer: Layer) -> None:
+    check(layer.model, layer.x, layer.y)
 
 
 @FEW
@@ -174,18 +113,7 @@ def test_sums_are_lifted_up_to_the_largest_that_a_float32_holds(more: int, lifte
     (kernel,) = (node.attributes["kernel"].as_string() for node in prepare(model).graph if "kernel" in node.attributes)
     assert json.loads(kernel)[1]["lifted"] is lifted
     sums = x.astype(np.int64) @ weights.astype(np.int64) + bias
-    check(model, x, _expected(sums, qx, weight_scale, qy, None))
-
-
-def _expected(sums: np.ndarray, qx: Activation, weight_scale: np.ndarray, qy: Activation, clip: Any) -> np.ndarray:
-    multiplier = np.float32(qx.scale) * weight_scale.astype(np.float32) / np.float32(qy.scale)
-    low, high = qy.limits()
-    if clip is not None:
-        ends = clip[1] or (0.0, np.inf)
-        low, high = (
-            int(np.clip(np.rint(np.float32(end) / np.float32(qy.scale)) + qy.zero_point, low, high)) for end in ends
-        )
-    return requantized(sums, multiplier, qy, low, high)
+    check(model, x, quantized(sums, qx, weight_scale, qy, None))
 
 
 @pytest.mark.parametrize(
@@ -227,4 +155,4 @@ def test_grouped_convolutions_are_bit_exact(inputs: int, outputs: int, group: in
         dilations=dilations,
     )  # fmt: skip
     sums = convolution_sums(x, weights, qx.zero_point, strides, pads, dilations, group) + bias
-    check(model, x, np.moveaxis(_expected(sums, qx, scale, qy, None), -1, 1))
+    check(model, x, np.moveaxis(quantized(sums, qx, scale, qy, None), -1, 1))
