@@ -138,5 +138,3 @@ def _loop(plan: Plan, rows: int, columns: int, steps: int) -> Loop:
     narrow = steps * singles + (rows if height == 1 else 0)
     return Loop(arithmetic, wide, narrow, OF_LOOP, steps)
 
-
-__all__ = ["Cut", "cut", "cycles", "tilings"]
