@@ -140,8 +140,8 @@ def _storage(storage: Report | None) -> tuple[str, ...]:
 def _tuning(tuning: Report | None) -> tuple[str, ...]:
     if tuning is None:
         return ()
-    saved = 1 - tuning["after"] / tuning["before"] if tuning["before"] else 0.0
-    return (f"tiles    of {tuning['kernels']} kernels counted, {tuning['changed']} changed: {saved:.1%} less in these",)
+    saved = f": {1 - tuning['after'] / tuning['before']:.1%} less in all of them" if tuning["changed"] else ""
+    return (f"tiles    of {tuning['kernels']} kernels counted, {tuning['changed']} changed{saved}",)
 
 
 def print_inspected(report: Report) -> None:

@@ -137,4 +137,3 @@ def _loop(plan: Plan, rows: int, columns: int, steps: int) -> Loop:
     wide = steps * vectors + (rows // height if height > 1 else 0)
     narrow = steps * singles + (rows if height == 1 else 0)
     return Loop(arithmetic, wide, narrow, OF_LOOP, steps)
-

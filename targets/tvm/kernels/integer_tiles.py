@@ -61,7 +61,7 @@ def forms(extents: Extents, instructions: Instructions, target: TargetDescriptio
     fitting = [
         Form(kind.sums, rows, kind.together, vectors, chunk)
         for rows, vectors, chunk in itertools.product(
-            range(MOST_ROWS, 0, -kind.together), (4, 2, 1), (2 * GROUP, 4 * GROUP)
+            range(MOST_ROWS, 0, -kind.together), kind.widths, (2 * GROUP, 4 * GROUP)
         )
         if kind.registers(rows, vectors, extents) <= kind.available and chunk <= kind.most_k
     ]
@@ -87,8 +87,11 @@ def _block(
     panel_bytes = extents.runs * extents.depth * PANEL  # all cache lines of it, whatever columns are read
     streamed = from_l2(panel_bytes, target)
     products = loop.cycles(target.issue) * extents.runs * extents.depth / form.chunk
-    loops = extents.runs * (extents.depth >= form.chunk) + extents.runs * (extents.depth % form.chunk > 0)
-    around = (OF_TILE + 6 * vectors) / target.issue.width + loops * FILL
+    whole, rest = divmod(extents.depth, form.chunk)
+    # What does not loop is one block. Else a run is a loop, and its rest goes by two groups of k and by one.
+    loops = 1 if whole <= 1 else extents.runs * (1 + -(-rest // (2 * GROUP)))
+    lone = extents.runs * (extents.depth // GROUP % 2) * rows  # an odd group of k is put into each lane by `ld1r`
+    around = (OF_TILE + 6 * vectors) / target.issue.width + loops * FILL + lone / target.issue.vectors
     return around + (products + streamed if target.issue.in_order else max(products, streamed))
 
 
@@ -102,6 +105,7 @@ class _Kind:
     together: int = 1
     most_k: int = 4 * GROUP
     available: int = REGISTERS
+    widths: tuple[int, ...] = (4, 2)  # vectors of columns; single ones are narrowed and stored alone
 
 
 def _dotprod_loop(rows: int, vectors: int, groups: int, _extents: Extents) -> Loop:
@@ -135,5 +139,5 @@ _KINDS = {
         Mmla, lambda r, v, e: -(-r // 2) * 2 * v + -(-r // 2) + (2 if e.octets else 6), _mmla_loop, 2, 2 * GROUP
     ),  # with 16 k at a time LLVM spills some
     Instructions.NEON: _Kind(Neon, _neon_registers, _neon_loop),
-    Instructions.ARMV7: _Kind(Armv7, _neon_registers, _neon_loop, most_k=2 * GROUP, available=FEW),
+    Instructions.ARMV7: _Kind(Armv7, _neon_registers, _neon_loop, most_k=2 * GROUP, available=FEW, widths=(2, 1)),
 }
