@@ -231,8 +231,10 @@ def test_what_has_no_gradient_is_named() -> None:
 def test_models_without_class_scores_and_labels_that_do_not_fit_are_refused() -> None:
     samples, labels = pictures_of(4)
     pass_ = PruneChannels(importance=Importance.FISHER, allocation=Allocation.UNIFORM)
-    with pytest.raises(DataError, match="sample 2 has no label from 0 to 3"):
-        run(pass_, classifier(), PassContext(calibration=samples, labels=labels[:2]))  # the fourth sample judges
+    with pytest.raises(DataError, match="there are 3 labels for 4 samples, expected one for each"):
+        run(pass_, classifier(), PassContext(calibration=samples, labels=labels[:3]))
+    with pytest.raises(DataError, match=r"sample \d has no label from 0 to 3"):
+        run(pass_, classifier(), PassContext(calibration=samples, labels=labels + 4))
     model = parse(
         HEAD + "g (float[1,3,5,5] x) => (float[1,2,5,5] y) { a = Conv(x, w0) y = Conv(a, w1) }",
         w0=weight(6, 3, 1, 1), w1=weight(2, 6, 1, 1),
