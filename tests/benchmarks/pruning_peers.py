@@ -73,15 +73,16 @@ def _torch_pruning(importance: str, **options: bool) -> Prune:
         (name,) = feeds[0]
         example = torch.from_numpy(feeds[0][name])
         classes = module(example).shape[-1]
-        last = [part for part in module.modules() if getattr(part, "out_features", None) == classes]
+        wide = ("out_features", "out_channels")  # a classifier may be a convolution
+        last = [part for part in module.modules() if any(getattr(part, key, None) == classes for key in wide)]
         measure = getattr(torch_pruning.importance, importance)()
         pruner = torch_pruning.pruner.BasePruner(
             module, example, importance=measure, pruning_ratio=sparsity, ignored_layers=last, **options
         )
         if "Taylor" in importance and task.labels is not None:
-            pictures = torch.from_numpy(np.concatenate([each[name] for each in feeds]))
             labels = torch.from_numpy(task.labels[: len(feeds)].astype(np.int64))
-            torch.nn.functional.cross_entropy(module(pictures), labels).backward()
+            for each, label in zip(feeds, labels, strict=True):  # one by one: reshapes may hold the batch
+                torch.nn.functional.cross_entropy(module(torch.from_numpy(each[name])), label[None]).backward()
         pruner.step()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pruned.onnx"
