@@ -20,7 +20,7 @@ from graphopt.errors import UsageError
 from graphopt.pipeline.base import Progress, silent
 from graphopt.targets.base import Library, TargetDescription, Tiling
 
-PLACES = 6  # of the model's order: what is further down was never seen to win
+PLACES = 6  # of the model's order: each costs a build and a run of each kernel
 
 Costs = tuple[float, ...]  # of a kernel, by place
 

@@ -32,7 +32,7 @@ from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.spec import parse_spec
 from tests.benchmarks.measuring import cycles
-from tests.benchmarks.pruning import _data
+from tests.benchmarks.pruning import data_of
 from tests.benchmarks.quantization import _distance, _outputs, _score
 from tests.benchmarks.quantization_tasks import TASKS
 
@@ -67,7 +67,7 @@ def measure(real: Path, name: str, chains: Sequence[str], counter: Sequence[str]
     task = TASKS[name]
     model = graph_ir.load(real / "models" / f"{name}.onnx")
     graph_ir.bind_shapes(model, task.shapes)
-    data = _data(real, name)
+    data = data_of(real, name)
     truth = None if data.truth is None else [data.truth[index] for index in data.evaluating]
     arrays = {key: array[data.calibrating] for key, array in data.arrays.items()}
     context = PassContext(calibration=Samples(arrays, dict.fromkeys(arrays, 0)), target=TARGETS.find(TARGET))

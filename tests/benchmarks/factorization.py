@@ -29,7 +29,7 @@ from graphopt.passes.factorize.costs import Saving
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import PASSES, TARGETS
 from graphopt.pipeline.spec import parse_spec
-from tests.benchmarks.pruning import _data
+from tests.benchmarks.pruning import data_of
 from tests.benchmarks.quantization import _distance, _outputs, _score
 from tests.benchmarks.quantization_tasks import TASKS
 
@@ -85,7 +85,7 @@ def measure(
     graph_ir.bind_shapes(model, task.shapes)
     parse_spec("clean-up").run(model, PassContext())
     graph_ir.refresh_shapes(model)
-    data = _data(real, name)
+    data = data_of(real, name)
     data = data.within_calibration() if select else data
     truth = None if data.truth is None else [data.truth[index] for index in data.evaluating]
     samples = Samples(

@@ -37,7 +37,7 @@ from graphopt.passes.prune.variants import few_apart
 from graphopt.pipeline.base import PassContext, silent
 from graphopt.pipeline.registry import TARGETS
 from graphopt.pipeline.spec import parse_spec
-from tests.benchmarks.pruning import _data
+from tests.benchmarks.pruning import data_of
 from tests.benchmarks.quantization_tasks import TASKS
 
 FEWER = (8, 32)  # channels
@@ -62,7 +62,7 @@ def profile(real: Path, name: str) -> Iterator[str]:
     graph_ir.bind_shapes(model, TASKS[name].shapes)
     parse_spec("clean-up").run(model, PassContext())
     graph_ir.refresh_shapes(model)
-    data, target = _data(real, name), TARGETS.find("cortex-a76")
+    data, target = data_of(real, name), TARGETS.find("cortex-a76")
     arrays = {key: array[data.calibrating] for key, array in data.arrays.items()}
     samples = Samples(arrays, dict.fromkeys(arrays, 0))
     parts = few_apart(samples, 1024, 32)

@@ -84,7 +84,7 @@ class Row:
     target: str = ""
 
 
-def _data(real: Path, name: str) -> Data:
+def data_of(real: Path, name: str) -> Data:
     if name not in _CIFAR:
         return TASKS[name].load(real)
     train, test = (np.load(real / "data" / f"cifar10_{part}_u8.npz") for part in ("train", "test"))
@@ -113,7 +113,7 @@ def prepare(real: Path, name: str, *, select: bool) -> Prepared:
     graph_ir.bind_shapes(model, TASKS[name].shapes)
     parse_spec("clean-up").run(model, PassContext())
     graph_ir.refresh_shapes(model)
-    data = _data(real, name)
+    data = data_of(real, name)
     data = data.within_calibration() if select else data
     parts = data.calibrating, data.evaluating
     calibrating, evaluating = (

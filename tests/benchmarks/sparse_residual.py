@@ -38,7 +38,7 @@ from graphopt.pipeline.manager import run_passes
 from graphopt.pipeline.spec import parse_spec
 from graphopt.targets.tvm.storage import rans
 from graphopt.targets.tvm.storage.coding import MAX_ENTRIES, ROW_BYTES
-from tests.benchmarks.pruning import _data
+from tests.benchmarks.pruning import data_of
 from tests.benchmarks.quantization_tasks import TASKS
 
 Array = np.ndarray[Any, Any]
@@ -107,7 +107,7 @@ def least(found: list[tuple[float, float]], error: float) -> float:
 
 def measure(real: Path, name: str, count: int) -> None:
     """Print a row for each level."""
-    task, data = TASKS[name], _data(real, name)
+    task, data = TASKS[name], data_of(real, name)
     model = graph_ir.load(real / "models" / f"{name}.onnx")
     graph_ir.bind_shapes(model, task.shapes)
     run_passes(model, [parse_spec(item) for item in CLEANUP], PassContext(), compare=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
@@ -17,7 +18,7 @@ from graphopt.building import build
 from graphopt.deploy.bundle import Bundle, open_bundle
 from graphopt.deploy.toolchain import build_program, launcher, run_program
 from graphopt.targets.arm.cores import CORES
-from graphopt.targets.base import Tiling
+from graphopt.targets.base import Library, Tiling
 from graphopt.targets.tvm.preparation import prepare
 from graphopt.targets.tvm.quantized.rewrite import LEFT_IN_FLOAT
 from tests.targets import compiled
@@ -154,6 +155,34 @@ def check_outputs(bundle: Bundle, folder: Path, expected: dict[str, np.ndarray])
         np.testing.assert_array_equal(found, array)
 
 
+def check_emulated(
+    model: ir.Model,
+    name: str,
+    place: int,
+    feeds: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    folder: Path,
+) -> Library:
+    """A model built for a core in the tiles at a place of the order, once its outputs are as expected, to the bit."""
+    target = next(core for core in CORES if core.name == name)
+    library = build(
+        model,
+        target,
+        folder,
+        name="net",
+        jobs=1,
+        compress=False,
+        tiling=Tiling(others=place),
+        progress=lambda *_: None,
+    )
+    bundle = Bundle(folder, "net", name, library.inputs, library.outputs, "")
+    program = folder / "example"
+    build_program(bundle.example, target, bundle.include, bundle.static, program)
+    run_program((*launcher(target), str(program), "-o", str(folder), *written(feeds, folder)))
+    check_outputs(bundle, folder, expected)
+    return library
+
+
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
     return compiled.run(network(), inputs())
@@ -165,17 +194,8 @@ def expected() -> dict[str, np.ndarray]:
 def test_every_tile_gives_the_bits_of_the_host(
     name: str, place: int, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    target = next(core for core in CORES if core.name == name)
-    tiling = Tiling(others=place)
-    library = build(
-        network(), target, tmp_path, name="net", jobs=1, compress=False, tiling=tiling, progress=lambda *_: None
-    )
+    library = check_emulated(network(), name, place, inputs(), expected, tmp_path)
     assert sum(layer["tiles"] > 1 for layer in library.layers) >= 8
-    bundle = Bundle(tmp_path, "net", name, library.inputs, library.outputs, "")
-    program = tmp_path / "example"
-    build_program(bundle.example, target, bundle.include, bundle.static, program)
-    run_program((*launcher(target), str(program), "-o", str(tmp_path), *written(inputs(), tmp_path)))
-    check_outputs(bundle, tmp_path, expected)
 
 
 @pytest.mark.emulation

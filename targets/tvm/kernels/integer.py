@@ -68,7 +68,7 @@ _TILED: dict[str, Callable[[Any], Extents]] = {
     "IntegerBatchProduct": lambda kernel: kernel.product.extents,
     "IntegerProduct": lambda kernel: kernel.extents,
 }
-_PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand, "then": IntegerBinary}
+_PARTS: dict[str, type] = {"window": Window, "bounds": Range, "a": Operand, "b": Operand, "combination": IntegerBinary}
 
 
 def describe(kernel: Any) -> str:
@@ -89,7 +89,7 @@ def emit(description: str, target: TargetDescription | None = None, place: int =
     """
     kernel = read(description)
     instructions = Instructions.PORTABLE if target is None else instructions_of(target)
-    fitting = _forms(kernel, target)
+    fitting = _forms(kernel, instructions, target)
     chosen = fitting[min(place, len(fitting) - 1) :][:1]
     return KINDS[type(kernel).__name__][1](kernel, instructions, *chosen).with_attr(INTEGER, description)
 
@@ -98,7 +98,7 @@ def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None
     """Among how many tiles `schedule` chooses; None if `function` is none of these."""
     if function.attrs is None or INTEGER not in function.attrs:
         return None
-    return len(_forms(read(str(function.attrs[INTEGER])), target)) or 1
+    return len(_forms(read(str(function.attrs[INTEGER])), instructions_of(target), target)) or 1
 
 
 def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0) -> tirx.PrimFunc | None:
@@ -109,10 +109,9 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
     return function if portable else emit(str(function.attrs[INTEGER]), target, place)
 
 
-def _forms(kernel: Any, target: TargetDescription | None) -> list[Form]:
+def _forms(kernel: Any, instructions: Instructions, target: TargetDescription | None) -> list[Form]:
     """The tiles of a kernel that is computed in tiles, the best by the model first."""
     extents = _TILED.get(type(kernel).__name__)
-    instructions = Instructions.PORTABLE if target is None else instructions_of(target)
     return [] if extents is None else forms(extents(kernel), instructions, target)
 
 

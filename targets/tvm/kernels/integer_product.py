@@ -56,7 +56,8 @@ class IntegerProduct:
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
     `result`: int8, float32 or int32. `lifted`: the bias has ROUNDER_BITS in it (`requantize`); for int8 alone.
-    `octets`: weights are packed by eight k. `then`: what an int8 result is combined with a residual by, if it is.
+    `octets`: weights are packed by eight k. `combination`: of an int8 result
+    with a residual, if there is one.
     """
 
     window: Window
@@ -66,7 +67,7 @@ class IntegerProduct:
     result: str = "int8"
     lifted: bool = False
     octets: bool = False
-    then: IntegerBinary | None = None
+    combination: IntegerBinary | None = None
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -151,7 +152,7 @@ def product_kernel(product: IntegerProduct, instructions: Instructions, form: Fo
             T.arg(name, T.buffer((product.all_panels * PANEL,), "float32", layout=None)) for name in product.factors
         ]
         size = math.prod(window.output) * product.all_columns
-        residual = T.arg("residual", T.buffer((size,), "int8", layout=None)) if product.then else None
+        residual = T.arg("residual", T.buffer((size,), "int8", layout=None)) if product.combination else None
         y = T.arg("y", T.buffer((size,), product.result, layout=None))
         source, pixel = padded_input(window, x, overrun=product.run - window.run)
         tile = Tile(product, instructions, form, source, weights, bias, factors, residual, y)
@@ -264,13 +265,13 @@ class Tile:
             store(self.y, at + j * LANES, made, min(LANES, columns - j * LANES))
 
     def _store_int8(self, at: Any, made: Any, lanes: int) -> None:
-        if self.product.then is None:
+        if self.product.combination is None:
             store(self.y, at, made, lanes)
             return
         made = T.Bind(made)
         for first, width in blocks(lanes):
             residual = self.residual[vector(at + first, width)]
-            total = combined(self.product.then, cut(made, first, width), residual, self.instructions)
+            total = combined(self.product.combination, cut(made, first, width), residual, self.instructions)
             store(self.y, at + first, total, width)
 
     def _run(self, sums: Any, start: Any, step: int, weights: Any, first: int) -> None:

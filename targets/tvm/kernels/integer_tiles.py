@@ -108,10 +108,14 @@ class _Kind:
     widths: tuple[int, ...] = (4, 2)  # vectors of columns; single ones are narrowed and stored alone
 
 
-def _dotprod_loop(rows: int, vectors: int, groups: int, _extents: Extents) -> Loop:
+def _loads(rows: int, vectors: int, groups: int) -> tuple[int, int]:
+    """Of 128 bits, and of fewer: those of weights, and of pixels if they are as long."""
     whole = groups * GROUP == VECTOR
-    wide, narrow = vectors * groups + rows * whole, rows * (not whole)
-    return Loop(rows * vectors * groups, wide, narrow, OF_LOOP, groups)
+    return vectors * groups + rows * whole, rows * (not whole)
+
+
+def _dotprod_loop(rows: int, vectors: int, groups: int, _extents: Extents) -> Loop:
+    return Loop(rows * vectors * groups, *_loads(rows, vectors, groups), OF_LOOP, groups)
 
 
 def _mmla_loop(rows: int, vectors: int, groups: int, extents: Extents) -> Loop:
@@ -124,9 +128,8 @@ def _neon_loop(rows: int, vectors: int, groups: int, extents: Extents) -> Loop:
     """`smull`, `smlal` and `sadalp` for two groups, or `smull` and `sadalp` for each; and a pixel's k in each lane."""
     long = 2 * rows * vectors * groups  # multiplications
     of_group = 1.5 if extents.pairs else 2
-    whole = groups * GROUP == VECTOR
-    wide, narrow = vectors * groups + rows * whole, rows * (not whole)
-    return Loop(long * of_group + rows * groups, wide, narrow, OF_LOOP, groups * of_group / 2, long)
+    loads = _loads(rows, vectors, groups)
+    return Loop(long * of_group + rows * groups, *loads, OF_LOOP, groups * of_group / 2, long)
 
 
 def _neon_registers(rows: int, vectors: int, extents: Extents) -> int:

@@ -17,7 +17,7 @@ from graphopt.targets.base import Issue, TargetDescription
 VECTOR = 16  # bytes
 NEAR = 0.05  # of what all instructions would take: of two loops with one bound the shorter is better
 KEPT = 0.75  # of the L1 cache: what a panel may take beside the pixels
-L2_BYTES = 8  # that the L2 cache delivers in a cycle, at least, to all cores described
+L2_BYTES = 8  # that the L2 cache delivers in a cycle: taken, not measured
 
 
 @dataclass(frozen=True)

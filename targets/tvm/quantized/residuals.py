@@ -46,7 +46,7 @@ def _fuse(node: ir.Node, editor: Editor) -> None:
             INT8,
             shape_of(node.outputs[0]),
             name=f"{node.name}.int8",
-            attributes={KERNEL: describe(replace(product, then=replace(binary, factors=factors)))},
+            attributes={KERNEL: describe(replace(product, combination=replace(binary, factors=factors)))},
             layer=node.name,
             domain=DOMAIN,
         )
@@ -66,7 +66,7 @@ def _may_go_on(producer: ir.Node) -> bool:
     if result.is_graph_output() or len(result.uses()) != 1:
         return False
     product = read(producer.attributes[KERNEL].as_string())
-    return product.result == "int8" and product.then is None
+    return product.result == "int8" and product.combination is None
 
 
 def layers_of(node: ir.Node) -> list[str]:
