@@ -80,8 +80,16 @@ class LeastSquares:
         whole = functools.reduce(_Sums.joined, self._folds)
         damping, gain = self._choose(whole, constraint)
         weight = self._fit(whole, damping, constraint)
+        right = self._right(whole) if constraint is None else np.zeros(weight.shape[:2], bool)
+        weight[right] = self._standing[right]
         bias = None if self._bias is None else self._bias_of(whole, weight)
         return Solution(weight, bias, gain)
+
+    def _right(self, whole: _Sums) -> Array:
+        """bool [groups, outputs]: those that a bias alone sets right. W would be fitted to rounding, where it is 0 too."""
+        bias = self._bias_of(whole, self._standing)
+        found: Array = whole.error(self._standing, bias) <= _EXACT * whole.power
+        return found
 
     def _choose(self, whole: _Sums, constraint: Constraint | None) -> tuple[float, float]:
         """The damping, by free fits, and what W gains."""
@@ -90,13 +98,13 @@ class LeastSquares:
             return self._damping, 0.0
         rests = {number: whole.without(fold) for number, fold in judges.items()}
         bias = np.zeros(self._start.shape[:2]) if self._bias is None else self._bias
-        before = sum(fold.error(self._standing, bias) for fold in judges.values())
+        before = sum(float(fold.error(self._standing, bias).sum()) for fold in judges.values())
 
         def error(damping: float, kind: Constraint | None = None) -> float:
             found = 0.0
             for number, rest in rests.items():
                 weight = self._fit(rest, damping, kind)
-                found += judges[number].error(weight, self._bias_of(rest, weight))
+                found += float(judges[number].error(weight, self._bias_of(rest, weight)).sum())
             return found
 
         best, lowest = self._damping, error(self._damping)
@@ -104,7 +112,7 @@ class LeastSquares:
             best, lowest = best * _RISE, following
         if constraint is not None:
             lowest = error(best, constraint)
-        return best, 1 - lowest / before if before > _EXACT * whole.power else 0.0
+        return best, 1 - lowest / before if before > _EXACT * whole.power.sum() else 0.0
 
     def _fit(self, sums: _Sums, damping: float, constraint: Constraint | None) -> Array:
         """W."""
@@ -135,7 +143,7 @@ class _Sums:
         groups, outputs, features = shape
         self.inputs, self.both = np.zeros((groups, features, features)), np.zeros((groups, outputs, features))
         self.given, self.wanted = np.zeros((groups, features)), np.zeros((groups, outputs))
-        self.power = 0.0
+        self.power = np.zeros((groups, outputs))
         self.count = 0
 
     def add(self, given: Array, wanted: Array) -> None:
@@ -143,7 +151,7 @@ class _Sums:
         self.both += wanted.swapaxes(1, 2) @ given
         self.given += given.sum(axis=1, dtype=np.float64)
         self.wanted += wanted.sum(axis=1, dtype=np.float64)
-        self.power += float(np.square(wanted, dtype=np.float64).sum())
+        self.power += np.square(wanted, dtype=np.float64).sum(axis=1)
         self.count += given.shape[1]
 
     def joined(self, other: _Sums, sign: int = 1) -> _Sums:
@@ -161,9 +169,10 @@ class _Sums:
         count = max(self.count, 1)
         return self.inputs / count, self.both / count, self.given / count, self.wanted / count
 
-    def error(self, weight: Array, bias: Array) -> float:
-        """Σ ‖y − W x − b‖²."""
-        product = np.einsum("gof,gfh,goh->", weight, self.inputs, weight, optimize=True)
-        crossed = np.sum(weight * self.both)
+    def error(self, weight: Array, bias: Array) -> Array:
+        """Σ (y − W x − b)², [groups, outputs]."""
+        product = np.einsum("gof,gfh,goh->go", weight, self.inputs, weight, optimize=True)
+        crossed = np.sum(weight * self.both, axis=-1)
         means = np.einsum("gof,gf->go", weight, self.given) - self.wanted
-        return float(product - 2 * crossed + self.power + np.sum(bias * (2 * means + self.count * bias)))
+        found: Array = product - 2 * crossed + self.power + bias * (2 * means + self.count * bias)
+        return found

@@ -48,6 +48,17 @@ def test_enough_rows_find_the_weights() -> None:
     assert np.allclose(solution.weight[0], truth, atol=0.1) and np.allclose(solution.bias, 1, atol=0.1)
 
 
+def test_what_a_bias_sets_right_keeps_its_weights() -> None:
+    rng = np.random.default_rng(9)
+    truth, rows = rng.normal(size=(3, 6)), rng.normal(size=(400, 6))
+    truth[1] = 0  # a channel that never changes
+    start = truth + np.array([[0.1], [0], [0]])
+    solution = _fit(rows, rows @ truth.T + np.arange(3), start).solve()
+    assert solution.gain > 0 and solution.bias is not None
+    assert np.array_equal(solution.weight[0, 1:], start[1:]) and not np.array_equal(solution.weight[0, 0], start[0])
+    assert np.allclose(solution.bias, [0, 1, 2], atol=0.01)
+
+
 def test_one_sample_alone_judges_nothing() -> None:
     rows = np.random.default_rng(3).normal(size=(1, 6))
     assert _fit(rows, np.ones((1, 2)), np.zeros((2, 6))).solve().gain == 0
