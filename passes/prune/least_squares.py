@@ -86,7 +86,7 @@ class LeastSquares:
         return Solution(weight, bias, gain)
 
     def _right(self, whole: _Sums) -> Array:
-        """bool [groups, outputs]: those that a bias alone sets right. W would be fitted to rounding, where it is 0 too."""
+        """bool [groups, outputs]: those that a bias alone sets right. W would be fitted to rounding there."""
         bias = self._bias_of(whole, self._standing)
         found: Array = whole.error(self._standing, bias) <= _EXACT * whole.power
         return found
