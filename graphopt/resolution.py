@@ -23,7 +23,10 @@ SHORTHANDS: Mapping[str, tuple[str, str]] = {
     "factorize": ("factorize", "ratio"),
 }
 # What the pass of a short option is told where --quantize follows with a scheme.
-BEFORE: Mapping[tuple[str, str | None], str] = {("factorize", "int8"): ",kernels=int8"}
+BEFORE: Mapping[tuple[str, str | None], str] = {
+    ("prune-channels", "int8"): ",kernels=int8",
+    ("factorize", "int8"): ",kernels=int8",
+}
 # What --quantize takes: the pass that each scheme stands for. Which of them a core serves, its description says.
 SCHEMES: Mapping[str, str] = {
     "int8": "quantize{scheme=int8}",

@@ -20,9 +20,10 @@ for T tiles of 4×4 places in V vectors of 4 tiles in a line, and C channels. In
 
 with K' and N' padded to 4: an output costs as much as 20 products, in float32 as one. It is a fit to 49 layers of three
 networks, counted in the same way: 7 % off in the mean of squares, 24 % at worst, where outputs sum over 32 numbers.
-3×3 depthwise takes 0.1 for a product; where a channel has two to four outputs (a group for each, whose tiles are mostly
-empty), 1.43 for all of them. Other cores differ by a factor that cancels where estimates are compared. Cache misses are
-not in it.
+3×3 depthwise takes 0.1 for a product, of eight channels at a time; of what is left of them, four, two and one take as
+long as eight (of 4 to 24 channels at 64×64 21 % off at worst). Where a channel has two to four outputs (a group for
+each, whose tiles are mostly empty), a product takes 1.43 for all of them. Other cores differ by a factor that cancels
+where estimates are compared. Cache misses are not in it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _PER_INTEGER_MAC, _PER_INTEGER_OUTPUT, _PER_LONE_INTEGER, _PER_INTEGER_CALL = 0.
 _PER_DEPTHWISE_MAC, _PER_SHARED_MAC = 0.1, 1.43
 _DOT = 4  # products that an integer instruction sums up, and columns that share it
 _ROWS = 4  # places that a tile has at least
+_SIDE_BY_SIDE = 8  # channels of a depthwise layer
 
 
 class Arithmetic(enum.Enum):
@@ -88,6 +90,15 @@ class Kernels:
         """Of a convolution whose outputs read one of `channels` each."""
         return self.cycles(rows, features, outputs, line)
 
+    def by_channel(self, rows: int, features: int, channels: int) -> float:
+        """Of a convolution of each channel with a window of its own."""
+        return self.of_products(rows * features * channels)
+
+    @property
+    def of_recurrences(self) -> Kernels:
+        """Those that compute recurrent layers."""
+        return self
+
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         """Of a product of [rows, features] and [features, outputs].
 
@@ -112,8 +123,17 @@ class IntegerKernels(Kernels):
 
     def depthwise(self, rows: int, features: int, outputs: int, line: int, channels: int) -> float:
         if outputs == channels:
-            return (_PER_DEPTHWISE_MAC * features + _PER_INTEGER_OUTPUT) * rows * outputs + _PER_INTEGER_CALL
+            return self.by_channel(rows, features, channels)
         return _PER_SHARED_MAC * features * rows * channels + _PER_INTEGER_CALL
+
+    def by_channel(self, rows: int, features: int, channels: int) -> float:
+        whole, rest = divmod(channels, _SIDE_BY_SIDE)
+        wide = (whole + rest.bit_count()) * _SIDE_BY_SIDE
+        return (_PER_DEPTHWISE_MAC * features + _PER_INTEGER_OUTPUT) * rows * wide + _PER_INTEGER_CALL
+
+    @property
+    def of_recurrences(self) -> Kernels:
+        return Kernels(self.lanes, self.multiple)
 
     def cycles(self, rows: int, features: int, outputs: int, line: int = 0) -> float:
         deep, wide = (-(-size // _DOT) * _DOT for size in (features, outputs))

@@ -8,32 +8,37 @@ import onnx_ir as ir
 
 from graphopt.analysis.channels import channels
 from graphopt.passes.cleanup.constants import layer_name
-from graphopt.passes.factorize.kernel_time import Kernels
+from graphopt.passes.factorize.kernel_time import Arithmetic, IntegerKernels, Kernels
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.pipeline.base import PassContext
 from graphopt.targets.base import TargetDescription
 
 
-def kernels_of(context: PassContext) -> Kernels:
+def kernels_of(context: PassContext, arithmetic: Arithmetic) -> Kernels:
     """Of the target, or any that has no tiles."""
+    made = IntegerKernels if arithmetic is Arithmetic.INT8 else Kernels
     if context.target is None:
-        return Kernels(multiple=1)
-    return Kernels.of(context.target.vector_bits, context.target.channel_multiple)
+        return made(multiple=1)
+    return made.of(context.target.vector_bits, context.target.channel_multiple)
 
 
-def multiples(target: TargetDescription | None, asked: int | None) -> tuple[int, ...]:
-    """Of which what stays of wide groups is one: `asked`, or that of the target, and where its steps lead too far, the
-    numbers of one of its vectors.
+def multiples(
+    target: TargetDescription | None, asked: int | None, arithmetic: Arithmetic
+) -> tuple[tuple[int, ...], ...]:
+    """Of which what stays of groups is one, if they are twice as wide: `asked`, or that of the target, and where its
+    steps lead too far, the numbers of one of its vectors. Of integers, others are stored byte by byte, which takes
+    longer than the channels that have left, so that of narrower groups a vector stays too.
     """
     if asked is not None or target is None:
-        return (asked or 1,)
+        return ((asked or 1,),)
     lanes = Kernels.of(target.vector_bits, target.channel_multiple).lanes
-    return (target.channel_multiple, lanes) if lanes < target.channel_multiple else (target.channel_multiple,)
+    wide = (target.channel_multiple, lanes) if lanes < target.channel_multiple else (target.channel_multiple,)
+    return tuple((each, lanes) if arithmetic is Arithmetic.INT8 else (each,) for each in wide)
 
 
-def costs_of(model: ir.Model, context: PassContext) -> dict[Saving, float]:
+def costs_of(model: ir.Model, context: PassContext, arithmetic: Arithmetic) -> dict[Saving, float]:
     """What the model costs now."""
-    found, kernels = channels(model.graph), kernels_of(context)
+    found, kernels = channels(model.graph), kernels_of(context, arithmetic)
     return {saving: Budget(model, found, saving, kernels).total for saving in Saving}
 
 

@@ -24,6 +24,7 @@ from graphopt.errors import ModelWarning, UsageError
 from graphopt.ir import clone, refresh_shapes
 from graphopt.ir.reading import is_standard
 from graphopt.passes.cleanup.constants import layer_name
+from graphopt.passes.factorize.kernel_time import Arithmetic
 from graphopt.passes.prune.allocation import (
     Allocation,
     Candidate,
@@ -89,6 +90,7 @@ class PruneChannels(Pass):
         "what is measured: noise in outputs but probabilities, divergence of class scores, or labels' cross entropy",
     )
     saving: Saving = option(Saving.MACS, "what goes: MACs, params, bytes of weights, channels, or estimated time")
+    kernels: Arithmetic = option(Arithmetic.FLOAT32, "that will compute the model: int8 where quantize follows")
     reconstruct: bool = option(True, "refit the layers behind by least squares; needs data")
     steps: int = option(1, "in how many rounds")
     least: float = option(0.1, "fraction of its channels that each group keeps at least")
@@ -150,7 +152,7 @@ class PruneChannels(Pass):
         return held.result
 
     def _prune(self, model: ir.Model, context: PassContext) -> PassResult:
-        costs = costs_of(model, context)
+        costs = costs_of(model, context, self.kernels)
         record = {kind: float(model.metadata_props.get(_RECORD + kind.value, costs[kind])) for kind in Saving}
         before, start = costs[self.saving], record[self.saving]
         aim = (1 - self.ratio) * start
@@ -195,7 +197,7 @@ class PruneChannels(Pass):
             declined |= dict.fromkeys(best.refused)
             model.graph, kept = best.model.graph, best.kept
         gone = int((~kept).sum())
-        costs = costs_of(model, context)
+        costs = costs_of(model, context, self.kernels)
         short = costs[self.saving] > aim * (1 + _CLOSE)
         if gone:
             for kind in Saving:
@@ -215,9 +217,10 @@ class PruneChannels(Pass):
         """What decides how far a run can go, whatever its ratio."""
         limits = (
             self.saving.value,
+            self.kernels.value,
             self.allocation.value,
             self.least,
-            multiples(context.target, self.multiple),
+            multiples(context.target, self.multiple, self.kernels),
             self.steps,
         )
         return json.dumps([*limits, self.hidden_width, self.exclude, self.floors])
@@ -301,7 +304,7 @@ class PruneChannels(Pass):
         refitted, then, where it differs, by those of readers that are not. `widths` before pruning, by `keys`.
         """
         groups, declined = self._free(found)
-        budget = Budget(model, found, self.saving, kernels_of(context))
+        budget = Budget(model, found, self.saving, kernels_of(context, self.kernels))
         measured, refused = self._observed(model, groups, found, parts, context)
         rng = context.rng()
         floors = parse_floors(self.floors)
@@ -314,10 +317,10 @@ class PruneChannels(Pass):
         least = [floor_of(group, self.least, floors) for group in groups]
         attempts = [
             [
-                Candidate(ranking, levels(group.width, least=floor, multiple=multiple, before=before[id(group)]))
+                Candidate(ranking, levels(group.width, least=floor, multiples=each, before=before[id(group)]))
                 for group, ranking, floor in zip(groups, rankings, least, strict=True)
             ]
-            for multiple in multiples(context.target, self.multiple)
+            for each in multiples(context.target, self.multiple, self.kernels)
         ]
         fixed = {node for place, node in enumerate(model.graph) if place in unseen or not self.reconstruct}
         refitted = {node: each for node, each in measured.items() if node not in fixed}

@@ -193,7 +193,7 @@ def _convolution(node: ir.Node, found: Channels, kernels: Kernels) -> Term:
     def cycles(outs: int, ins: int) -> float:
         parts = outs * groups // shape[0] if depthwise else groups
         if parts > 1 and ins == 1:  # as wide groups may become
-            return kernels.of_products(rows * window * outs)
+            return kernels.by_channel(rows, window, outs)
         served = winograd and parts == 1
         return parts * kernels.window(rows, ins * window, outs // parts, line, winograd=served)
 
@@ -219,6 +219,6 @@ def _recurrence(node: ir.Node, found: Channels, kernels: Kernels) -> Iterator[Te
         directions = dims(weight)[0]
 
         def cycles(outputs: int, features: int, times: int = directions * steps) -> float:
-            return times * kernels.cycles(batch, features, outputs)
+            return times * kernels.of_recurrences.cycles(batch, features, outputs)
 
         yield Term(_extents(weight, found)[1:], cycles)

@@ -67,9 +67,11 @@ def test_what_is_asked_for_stands_between_two_clean_ups_and_quantize_last(shorth
     ]  # fmt: skip
 
 
-def test_factors_that_are_quantized_behind_are_chosen_for_integer_kernels() -> None:
-    asked = [resolve(Request(factorize=0.1, quantize=scheme, calib="data.npz")) for scheme in ("int8", "none")]
-    assert "factorize{ratio=0.1,kernels=int8}" in specs(asked[0]) and "factorize{ratio=0.1}" in specs(asked[1])
+def test_what_is_quantized_behind_is_pruned_and_factored_for_integer_kernels() -> None:
+    given = {"prune": 0.2, "factorize": 0.1, "calib": "data.npz"}
+    asked = [specs(resolve(Request(quantize=scheme, **given))) for scheme in ("int8", "none")]
+    assert {"prune-channels{ratio=0.2,kernels=int8}", "factorize{ratio=0.1,kernels=int8}"} <= set(asked[0])
+    assert {"prune-channels{ratio=0.2}", "factorize{ratio=0.1}"} <= set(asked[1])
 
 
 def test_a_recipe_runs_as_it_stands_and_options_override_it(tmp_path: Path) -> None:

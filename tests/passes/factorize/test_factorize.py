@@ -370,6 +370,14 @@ def test_integer_kernels_gain_nothing_by_two_outputs_of_a_channel(
     assert IntegerKernels().depthwise(rows, 9, outputs, 8, channels) == pytest.approx(counted, rel=0.12)
 
 
+@pytest.mark.parametrize(
+    ("channels", "counted"), [(4, 56100), (5, 95100), (7, 157300), (8, 50300), (12, 113000), (16, 99800), (20, 164200)]
+)
+def test_channels_behind_the_last_eight_cost_integers_as_much_as_eight(channels: int, counted: float) -> None:
+    """Of 3×3 at 64×64, counted on cortex-a76."""
+    assert IntegerKernels().by_channel(64 * 64, 9, channels) == pytest.approx(counted, rel=0.15)
+
+
 def test_for_integer_kernels_a_window_pays_that_winograd_computes_sooner_in_float() -> None:
     model = parse(
         HEAD + "g (float[1,64,16,16] x) => (float[1,64,16,16] y) "

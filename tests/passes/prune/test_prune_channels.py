@@ -20,7 +20,7 @@ from graphopt.analysis.cost import layer_costs, total
 from graphopt.analysis.execution import Session
 from graphopt.analysis.samples import Samples, probe_samples
 from graphopt.errors import DataError, ModelWarning, UsageError
-from graphopt.passes.factorize.kernel_time import Kernels
+from graphopt.passes.factorize.kernel_time import Arithmetic, Kernels
 from graphopt.passes.prune.allocation import Allocation, Candidate, by_loss, levels
 from graphopt.passes.prune.budget import Budget, Saving
 from graphopt.passes.prune.importance import NEEDS_GRADIENTS, Importance, Ranking
@@ -153,6 +153,25 @@ def test_time_follows_the_kernels_of_the_target_and_not_the_macs() -> None:
     assert 0 < first < second / 10
 
 
+@pytest.mark.parametrize(("arithmetic", "kept"), [(Arithmetic.FLOAT32, 6), (Arithmetic.INT8, 8)])
+def test_channels_stay_that_integers_are_not_computed_sooner_without(arithmetic: Arithmetic, kept: int) -> None:
+    """Eight channels, of which two are dead, with a window of its own for each."""
+    first = weight(8, 3, 3, 3)
+    first[:2] = 0
+    model = parse(
+        HEAD
+        + """g (float[1,3,16,16] x) => (float[1,4,16,16] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w0) b = Relu(a)
+            c = Conv <pads = [1, 1, 1, 1], group = 8> (b, w1) y = Conv(c, w2) }""",
+        w0=first, w1=weight(8, 1, 3, 3, seed=1), w2=weight(4, 8, 1, 1, seed=2),
+    )  # fmt: skip
+    graph_ir.refresh_shapes(model)
+    context = PassContext(calibration=probe_samples(model, 0, 12), target=TARGETS.find("cortex-a76"))
+    PruneChannels(ratio=0.2, kernels=arithmetic, least=0.6).run(model, context)
+    shape = model.graph.initializers["w1"].shape
+    assert shape is not None and shape[0] == kept
+
+
 def test_another_saving_counts_from_before_the_first_run() -> None:
     first = pruned(residual(), PruneChannels(ratio=0.4))
     params = float(total(layer_costs(first.after)).params / total(layer_costs(first.before)).params)
@@ -202,9 +221,10 @@ def test_a_second_run_with_a_larger_ratio_goes_on_from_the_first() -> None:
 
 
 def test_what_stays_is_a_multiple_where_the_group_is_wide() -> None:
-    assert levels(64, least=0.1, multiple=8) == (0, 8, 16, 24, 32, 40, 48, 56)
-    assert levels(12, least=0.1, multiple=8) == (0, *range(1, 11))
-    assert levels(16, least=0.6, multiple=4) == (0, 4)
+    assert levels(64, least=0.1, multiples=(8,)) == (0, 8, 16, 24, 32, 40, 48, 56)
+    assert levels(12, least=0.1, multiples=(8,)) == (0, *range(1, 11))
+    assert levels(12, least=0.1, multiples=(8, 4)) == (0, 4, 8)
+    assert levels(16, least=0.6, multiples=(4,)) == (0, 4)
     model = residual()
     graph_ir.refresh_shapes(model)
     context = PassContext(calibration=probe_samples(model, 0, 12), target=TARGETS.find("cortex-a76"))
