@@ -49,16 +49,16 @@ class Candidate:
         return self.ranking.order[: self.levels[level]]
 
 
-def levels(width: int, *, least: float, multiples: Sequence[int], before: int | None = None) -> tuple[int, ...]:
+def levels(width: int, *, least: float, multiple: int, before: int | None = None) -> tuple[int, ...]:
     """How many units of `width` may go.
 
     Args:
         least: the fraction of `before` that stays, of 1 unit at least.
-        multiples: of the first of which the group is at least twice as wide what stays is one.
+        multiple: of which what stays is one, where the group is at least twice as wide.
         before: the width that the group had before it was pruned first; `width` without.
     """
     floor = max(1, int(np.ceil(least * (width if before is None else before))))
-    step = next((each for each in multiples if width >= 2 * each), 1)
+    step = multiple if width >= 2 * multiple else 1
     return (0, *sorted(width - kept for kept in range(floor, width) if kept % step == 0))
 
 

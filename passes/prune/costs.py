@@ -22,18 +22,15 @@ def kernels_of(context: PassContext, arithmetic: Arithmetic) -> Kernels:
     return made.of(context.target.vector_bits, context.target.channel_multiple)
 
 
-def multiples(
-    target: TargetDescription | None, asked: int | None, arithmetic: Arithmetic
-) -> tuple[tuple[int, ...], ...]:
-    """Of which what stays of groups is one, if they are twice as wide: `asked`, or that of the target, and where its
-    steps lead too far, the numbers of one of its vectors. Of integers, others are stored byte by byte, which takes
-    longer than the channels that have left, so that of narrower groups a vector stays too.
+def multiples(target: TargetDescription | None, asked: int | None, arithmetic: Arithmetic) -> tuple[int, ...]:
+    """Of which what stays of wide groups is one: `asked`, or that of the target, and where its steps lead too far, the
+    numbers of one of its vectors; of integers, whose tiles are as narrow, these at once.
     """
     if asked is not None or target is None:
-        return ((asked or 1,),)
+        return (asked or 1,)
     lanes = Kernels.of(target.vector_bits, target.channel_multiple).lanes
-    wide = (target.channel_multiple, lanes) if lanes < target.channel_multiple else (target.channel_multiple,)
-    return tuple((each, lanes) if arithmetic is Arithmetic.INT8 else (each,) for each in wide)
+    wide = target.channel_multiple
+    return (lanes,) if arithmetic is Arithmetic.INT8 or wide <= lanes else (wide, lanes)
 
 
 def costs_of(model: ir.Model, context: PassContext, arithmetic: Arithmetic) -> dict[Saving, float]:

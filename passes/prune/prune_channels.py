@@ -317,10 +317,10 @@ class PruneChannels(Pass):
         least = [floor_of(group, self.least, floors) for group in groups]
         attempts = [
             [
-                Candidate(ranking, levels(group.width, least=floor, multiples=each, before=before[id(group)]))
+                Candidate(ranking, levels(group.width, least=floor, multiple=multiple, before=before[id(group)]))
                 for group, ranking, floor in zip(groups, rankings, least, strict=True)
             ]
-            for each in multiples(context.target, self.multiple, self.kernels)
+            for multiple in multiples(context.target, self.multiple, self.kernels)
         ]
         fixed = {node for place, node in enumerate(model.graph) if place in unseen or not self.reconstruct}
         refitted = {node: each for node, each in measured.items() if node not in fixed}

@@ -31,7 +31,7 @@ def test_a_wide_step_is_left_out_where_a_narrow_one_meets_the_target() -> None:
     found = channels(model.graph)
     groups = [group for group in found.groups if not group.protection]
     candidates = [
-        Candidate(Ranking(group.units, np.arange(16.0), np.ones(16)), levels(16, least=0.1, multiples=(8,)))
+        Candidate(Ranking(group.units, np.arange(16.0), np.ones(16)), levels(16, least=0.1, multiple=8))
         for group in groups
     ]
     budget = Budget(model, found)
@@ -73,7 +73,7 @@ def test_the_cheapest_step_is_found_without_asking_all_groups_again(
     rng, budget, whole = np.random.default_rng(seed), Budget(model, found, saving), np.ones(found.count, bool)
     candidates, losses = [], []
     for group in groups:
-        steps = levels(group.width, least=0.1, multiples=(1,))
+        steps = levels(group.width, least=0.1, multiple=1)
         candidates.append(Candidate(Ranking(rng.permutation(group.units), np.arange(1.0), np.ones(1)), steps))
         losses.append(np.r_[0, np.cumsum(rng.integers(0, 3, len(steps) - 1) * rng.random(len(steps) - 1))])
     target = left * budget.total

@@ -221,10 +221,9 @@ def test_a_second_run_with_a_larger_ratio_goes_on_from_the_first() -> None:
 
 
 def test_what_stays_is_a_multiple_where_the_group_is_wide() -> None:
-    assert levels(64, least=0.1, multiples=(8,)) == (0, 8, 16, 24, 32, 40, 48, 56)
-    assert levels(12, least=0.1, multiples=(8,)) == (0, *range(1, 11))
-    assert levels(12, least=0.1, multiples=(8, 4)) == (0, 4, 8)
-    assert levels(16, least=0.6, multiples=(4,)) == (0, 4)
+    assert levels(64, least=0.1, multiple=8) == (0, 8, 16, 24, 32, 40, 48, 56)
+    assert levels(12, least=0.1, multiple=8) == (0, *range(1, 11))
+    assert levels(16, least=0.6, multiple=4) == (0, 4)
     model = residual()
     graph_ir.refresh_shapes(model)
     context = PassContext(calibration=probe_samples(model, 0, 12), target=TARGETS.find("cortex-a76"))
