@@ -132,6 +132,11 @@ def test_narrow_panels_get_more_columns() -> None:
     assert columns.size > 12
 
 
+def test_a_lone_row_has_as_many_sums_as_hide_their_latency() -> None:
+    (rows, columns), *_ = tilings(plan(1, 128, right=12), 2, core("cortex-a76"))
+    assert rows.size == 1 and columns.size // 4 >= 8
+
+
 def test_a_tile_never_takes_more_registers_than_there_are() -> None:
     for rows, columns in itertools.product((1, 3, 8, 17), (1, 7, 12, 49)):
         for of_rows, of_columns in tilings(plan(rows, columns), 2, core("cortex-a76"))[:-1]:

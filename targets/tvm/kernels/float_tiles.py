@@ -17,7 +17,7 @@ from graphopt.targets.tvm.kernels.issue_model import Loop
 
 REGISTERS = 31
 MOST_ROWS = 12
-MOST_VECTORS = 6
+MOST_VECTORS = 9  # a lone row has three panels, whose sums hide their latency
 LATENCY = 8  # independent sums that hide the latency of a multiply-add: 4 cycles, 2 a cycle
 OF_LOOP = 3  # instructions that are neither arithmetic nor loads
 OF_TILE = 24  # and around the loop of a tile
