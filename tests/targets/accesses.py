@@ -18,6 +18,7 @@ OPERATIONS: dict[type, Any] = {
     tirx.FloorMod: np.mod,
     tirx.Min: np.minimum,
     tirx.Max: np.maximum,
+    tirx.GT: np.greater,
     tirx.LT: np.less,
     tirx.GE: np.greater_equal,
     tirx.And: np.logical_and,

@@ -63,6 +63,29 @@ def test_a_block_has_enough_tiles_whatever_the_cache(tiles: tuple[int, int], row
     )
 
 
+@given(extent=st.integers(1, 60), trimmed=st.booleans())
+def test_a_place_is_computed_for_every_tile_whose_results_are_made_of_it(extent: int, trimmed: bool) -> None:
+    """By the rows of Aᵀ: of a tile's results the first is of places 0 to 4, the last of 1 to 5, others of 1 to 4."""
+    tiles = winograd.Tiles(extent, trimmed)
+    made_of = [range(5), range(1, 5), range(1, 5), range(1, 6)]
+    needed = {
+        (place, tile)
+        for tile in range(tiles.count)
+        for result in range(winograd.TILE)
+        if 0 <= winograd.TILE * tile + result - tiles.shift < extent
+        for place in made_of[result]
+    }
+    computed = {
+        (place, tile)
+        for places in tiles.alike
+        for place in places
+        for tile in range(tiles.first(place), tiles.first(place) + tiles.count - tiles.spared(places[0]))
+    }
+    assert needed <= computed
+    assert needed == computed or not trimmed
+    assert sorted(place for places in tiles.alike for place in places) == list(range(winograd.WINDOW))
+
+
 @settings(max_examples=12, deadline=None)
 @given(layer=layers())
 def test_computes_what_onnx_runtime_does(layer: Layer) -> None:
@@ -85,6 +108,9 @@ def test_nothing_is_accessed_out_of_bounds(layer: Layer) -> None:
 def test_blocks_of_rows_of_tiles_and_both_orders_of_the_product() -> None:
     """More tiles than the cache holds; more channels than tiles, and more tiles than channels."""
     assert_computes(Layer(40, 72, (56, 56)), per_product=ROUNDING)
+    assert_computes(Layer(40, 72, (54, 50), residual=True), per_product=ROUNDING)
+    assert_computes(Layer(24, 72, (14, 30)), per_product=ROUNDING)
+    assert_computes(Layer(24, 16, (27, 14), batch=2), per_product=ROUNDING)
     assert_computes(Layer(24, 72, (7, 7)), per_product=ROUNDING)
 
 

@@ -9,6 +9,9 @@ For each of the 36 places that is a product of matrices over the channels c: U[o
 writes it. The transformed weights U = G w Gᵀ are four times as large as w. So the library stores w, and makes U with
 its first context (`runtime/winograd.h`), in memory that contexts share: [place, panel of o, c, o in the panel].
 
+Of a tile's rows of results the first alone is made of row 0 of the places, and the last alone of row 5 (Aᵀ); so are its
+columns. Tiles that reach beyond the image do without those (`Tiles`): for 4×3 results 30 products suffice, for 3×3 25.
+
 The marked block is the plain convolution of w: should the schedule not take it, the default one does, and is right.
 """
 
@@ -42,13 +45,56 @@ _LEAST_GAIN = 0.9  # of the time of the direct convolution
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """The tiles along an axis of `extent` results: tile t computes those from 4 t - shift on.
+
+    Of two or three results too many one is in front of the first, if `trimmed`, so that the first tile does without
+    place 0 and the last one without place 5.
+    """
+
+    extent: int
+    trimmed: bool = True
+
+    @property
+    def count(self) -> int:
+        return -(-self.extent // TILE)
+
+    @property
+    def shift(self) -> int:
+        """Results in front of the first."""
+        return int(self.trimmed and self.count * TILE - self.extent >= 2)
+
+    @property
+    def beyond(self) -> int:
+        """Results behind the last."""
+        return self.count * TILE - self.shift - self.extent
+
+    def first(self, place: int) -> int:
+        """The first tile that the place is computed for."""
+        return self.shift if place == 0 else 0
+
+    def spared(self, place: int) -> int:
+        """Tiles that the place is not computed for."""
+        return self.first(place) + int(self.trimmed and place == WINDOW - 1 and self.beyond > 0)
+
+    @property
+    def alike(self) -> list[range]:
+        """The places, those together that are computed for equally many tiles."""
+        if self.shift:
+            return [range(1, WINDOW - 1), range(0, WINDOW, WINDOW - 1)]
+        if self.trimmed and self.beyond:
+            return [range(WINDOW - 1), range(WINDOW - 1, WINDOW)]
+        return [range(WINDOW)]
+
+
+@dataclass(frozen=True)
 class Winograd(Conv2d):
     """What the kernel makes of a convolution."""
 
     @property
     def tiles(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        rows, columns = (-(-extent // TILE) for extent in self.result)
+        rows, columns = (Tiles(extent).count for extent in self.result)
         return rows, columns
 
     @property
@@ -72,7 +118,10 @@ class Winograd(Conv2d):
 
     @property
     def macs(self) -> int:
-        return self.batch * PLACES * self.panels * self.panel * self.channels * math.prod(self.tiles)
+        tiles = math.prod(
+            sum(axis.count - axis.spared(place) for place in range(WINDOW)) for axis in map(Tiles, self.result)
+        )
+        return self.batch * tiles * self.panels * self.panel * self.channels
 
 
 def transformed(weights: np.ndarray, panel: int) -> np.ndarray:

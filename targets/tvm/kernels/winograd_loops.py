@@ -7,11 +7,14 @@ neighbouring tiles reads are four neighbours. A block of rows of tiles passes th
     V[place, c, tile] = Bᵀ x B        M[place, o, tile] = Σ_c U[place, o, c] · V[place, c, tile]        Y = Aᵀ M A
 
 Behind the last tile of a row a vector writes tiles that are none; the next row's overwrite them, or nothing reads them.
+So does a place that is not computed for all tiles: rows follow one another in V and M without those.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -19,10 +22,10 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, Epilogue, index, take_epilogue
-from graphopt.targets.tvm.kernels.matmul import even_panel
 from graphopt.targets.tvm.kernels.nchw import read_buffers
-from graphopt.targets.tvm.kernels.rows import Row, clear, copy_row, for_each, for_tiles, local_buffer, vector
-from graphopt.targets.tvm.kernels.winograd import GEOMETRY, LANES, PLACES, TILE, WEIGHTS, WINDOW, Winograd
+from graphopt.targets.tvm.kernels.rows import Row, clear, copy_row, for_each, local_buffer, vector
+from graphopt.targets.tvm.kernels.winograd import GEOMETRY, LANES, PLACES, TILE, WEIGHTS, WINDOW, Tiles, Winograd
+from graphopt.targets.tvm.kernels.winograd_products import Products
 
 LEAST_CACHE = 1 << 18
 LEAST_COLUMNS = 48  # tiles in a block: with fewer, U passes through the cache too often
@@ -86,33 +89,54 @@ class _Loops:
         return rows_in_block(self.of.tiles, row, self.cache)
 
     @property
-    def columns(self) -> int:
-        """Tiles of a block that are multiplied, in whole vectors."""
-        return -(-self.block * self.of.tiles[1] // LANES) * LANES
+    def axes(self) -> tuple[Tiles, Tiles]:
+        """The rows and the columns of tiles: rows do without places only where one block has them all."""
+        rows, columns = self.of.result
+        return Tiles(rows, trimmed=self.block == self.of.tiles[0]), Tiles(columns)
 
     @property
     def pitch(self) -> int:
         """Tiles of a block in V and M, with those that a vector writes behind the last."""
-        return max(self.columns, (self.block - 1) * self.of.tiles[1] + self.of.groups_of_tiles * LANES)
+        columns = -(-self.block * self.of.tiles[1] // LANES) * LANES
+        return max(columns, (self.block - 1) * self.of.tiles[1] + self.of.groups_of_tiles * LANES)
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Rows and columns of padding before the image, with those of results in front of the first."""
+        rows, columns = self.axes
+        return self.of.pads[0] + rows.shift, self.of.pads[1] + columns.shift
 
     @property
     def rows(self) -> int:
         """Rows of the padded image."""
-        return max(self.of.tiles[0] * TILE + 2, self.of.pads[0] + self.of.image[0])
+        return max(self.of.tiles[0] * TILE + 2, self.before[0] + self.of.image[0])
 
     @property
     def part(self) -> int:
         """Columns of a row in each of the four parts."""
         read = self.of.groups_of_tiles * LANES + 1
-        return max(read, (self.of.pads[1] + self.of.image[1] - 1) // TILE + 1)
+        return max(read, (self.before[1] + self.of.image[1] - 1) // TILE + 1)
+
+    def slot(self, p: int, q: int, row: Any, group: Any) -> Any:
+        """Where the tiles of a group lie among the block's at a place, in V and in M.
+
+        The first tile of a row may be one that the place is not computed for: it lies one in front. Such rows lie
+        where the next one does.
+        """
+        rows, columns = self.axes
+        number = T.max(row - 1, index(0)) if rows.first(p) else row
+        return number * (columns.count - columns.spared(q)) + group * LANES - columns.first(q) + LANES
 
     def write(self) -> None:
         of = self.of
         plane = TILE * self.rows * self.part
         parted = local_buffer("parted", of.channels * plane)
-        entering = local_buffer("entering", PLACES * of.channels * self.pitch)
-        products = local_buffer("products", PLACES * self.panels * self.panel * self.pitch)
+        entering = local_buffer("entering", LANES + PLACES * of.channels * self.pitch)
+        products = local_buffer("products", LANES + PLACES * self.panels * self.panel * self.pitch)
         loop = T.parallel if of.macs >= PARALLEL_MACS else T.serial
+        multiply = Products(
+            self.weights, entering, products, of.channels, self.panels, self.panel, self.vectors, self.pitch, LANES
+        )
 
         def image(b: Any) -> None:
             with loop(index(of.channels)) as c:
@@ -121,8 +145,8 @@ class _Loops:
             def one_block(number: Any) -> None:
                 first = number * self.block
                 with loop(index(of.channels)) as c, T.serial(index(self.block)) as row:
-                    for_each(of.groups_of_tiles, lambda g: self.enter(parted, entering, c, first, row, g, plane))
-                self.multiply(entering, products, loop)
+                    self.enter_row(parted, entering, c, first, row, plane)
+                multiply.write(*self.axes, self.block, loop)
                 with loop(index(of.filters)) as o, T.serial(index(self.block)) as row:
                     self.leave_row(products, b, o, first, row)
 
@@ -135,15 +159,30 @@ class _Loops:
         of = self.of
         start = at[1] * plane
         clear(parted, start, plane)
-        with T.serial(index(min(of.image[0], self.rows - of.pads[0]))) as y:
+        with T.serial(index(min(of.image[0], self.rows - self.before[0]))) as y:
 
             def place(part: int, column: Any) -> Any:
-                return start + (part * self.rows + y + of.pads[0]) * self.part + column
+                return start + (part * self.rows + y + self.before[0]) * self.part + column
 
-            copy_row(Row(self.image, (*at, y), of.image[1], of.pads[1]), parted, TILE, TILE, place)
+            copy_row(Row(self.image, (*at, y), of.image[1], self.before[1]), parted, TILE, TILE, place)
 
-    def enter(self, parted: Any, entering: Any, c: Any, first: Any, row: Any, group: Any, plane: int) -> None:
-        """V of four tiles: Bᵀ x B."""
+    def enter_row(self, parted: Any, entering: Any, c: Any, first: Any, row: Any, plane: int) -> None:
+        """V of a row of tiles."""
+
+        def enter(group: Any, *, leading: bool = False) -> None:
+            self.enter(parted, entering, (c, first, row), group, plane, leading=leading)
+
+        leading = self.axes[1].shift
+        if leading:
+            enter(index(0), leading=True)
+        if self.of.groups_of_tiles > leading:
+            for_each(self.of.groups_of_tiles - leading, lambda g: enter(g + leading))
+
+    def enter(
+        self, parted: Any, entering: Any, at: tuple[Any, Any, Any], group: Any, plane: int, *, leading: bool
+    ) -> None:
+        """V of four tiles, Bᵀ x B; the `leading` ones of a row begin with one that column 0 is not computed for."""
+        c, first, row = at
         corner = T.Bind(c * plane + (first + row) * (TILE * self.part) + group * LANES)
         half = [[None] * WINDOW for _ in range(WINDOW)]
         for s in range(WINDOW):
@@ -153,126 +192,89 @@ class _Loops:
             ]
             for p, value in enumerate(_into(pixels)):
                 half[p][s] = value
-        to = T.Bind(c * self.pitch + row * self.of.tiles[1] + group * LANES)
         for p in range(WINDOW):
             for q, value in enumerate(_into(half[p])):
-                T.buffer_store(entering, value, [_vector(to + (p * WINDOW + q) * (self.of.channels * self.pitch))])
-
-    def multiply(self, entering: Any, products: Any, loop: Any) -> None:
-        """M: the larger factor of each place is traversed once."""
-        width = even_panel(self.columns, self.vectors * LANES, LANES)
-        count = -(-self.columns // width)
-        if self.panels * self.panel >= self.columns:
-            with loop(index(PLACES * self.panels)) as task:
-                place, panel = task // self.panels, task % self.panels
-                for_tiles(self.columns, width, lambda n, size: self.product(entering, products, place, panel, n, size))
-            return
-        whole, rest = divmod(self.columns, width)
-        with loop(index(PLACES * count)) as task:
-            place, number = task // count, task % count
-
-            def all_panels(n: Any, size: int) -> None:
-                for_each(self.panels, lambda panel: self.product(entering, products, place, panel, n, size))
-
-            if not rest:
-                all_panels(number * width, width)
-                return
-            with T.If(number < whole):
-                with T.Then():
-                    all_panels(number * width, width)
-                with T.Else():
-                    all_panels(index(whole * width), rest)
-
-    def product(self, entering: Any, products: Any, place: Any, panel: Any, n: Any, size: int) -> None:
-        """A panel of channels by `size` tiles, in registers."""
-        height, vectors, depth = self.panel, size // LANES, self.of.channels
-        sums = local_buffer("sums", height * size)
-        left = local_buffer("left", -(-height // LANES) * LANES)
-        for i in range(height * vectors):
-            T.buffer_store(sums, tirx.Broadcast(T.float32(0), LANES), [_vector(index(i * LANES))])
-        u = T.Bind((place * self.panels + panel) * (depth * height))
-        v = T.Bind(place * (depth * self.pitch) + n)
-        with T.serial(index(depth)) as k:
-            for i in range(0, height, LANES):
-
-                def load(lane: Any, i: int = i) -> None:
-                    T.buffer_store(left, self.weights[u + k * height + i + lane], [i + lane])
-
-                vector(min(LANES, height - i), load)
-            for j in range(vectors):
-
-                def accumulate(lane: Any, j: int = j) -> None:
-                    right = T.Bind(entering[v + k * self.pitch + j * LANES + lane])
-                    for i in range(height):
-                        at = (i * vectors + j) * LANES + lane
-                        T.buffer_store(sums, sums[at] + left[i] * right, [at])
-
-                vector(LANES, accumulate)
-        to = T.Bind((place * (self.panels * height) + panel * height) * self.pitch + n)
-        for i in range(height):
-            for j in range(vectors):
-
-                def store(lane: Any, i: int = i, j: int = j) -> None:
-                    value = sums[(i * vectors + j) * LANES + lane]
-                    T.buffer_store(products, value, [to + i * self.pitch + j * LANES + lane])
-
-                vector(LANES, store)
+                to = (p * WINDOW + q) * (self.of.channels * self.pitch) + c * self.pitch + self.slot(p, q, row, group)
+                if leading and q == 0:
+                    T.buffer_store(entering, _shuffled([value], [1, 2, 3, 3]), [_vector(to + 1)])
+                else:
+                    T.buffer_store(entering, value, [_vector(to)])
 
     def leave_row(self, products: Any, b: Any, o: Any, first: Any, row: Any) -> None:
-        """The results of a row of tiles."""
-        whole, rest = divmod(self.of.result[0], TILE)
-        if not rest:
-            self.leave_tiles(products, b, o, first, row, TILE)
-            return
-        if not whole:
-            self.leave_tiles(products, b, o, first, row, rest)
-            return
-        with T.If(first + row < whole):
-            with T.Then():
-                self.leave_tiles(products, b, o, first, row, TILE)
-            with T.Else():
-                self.leave_tiles(products, b, o, first, row, rest)
+        """The results of a row of tiles: groups that are stored whole, and the first and the last one."""
+        columns = self.axes[1]
+        groups, end = self.of.groups_of_tiles, self.of.result[1] + columns.shift
 
-    def leave_tiles(self, products: Any, b: Any, o: Any, first: Any, row: Any, rows: int) -> None:
-        whole = self.of.result[1] // (TILE * LANES)
-        if whole:
-            for_each(whole, lambda g: self.leave(products, b, o, first, row, g, rows, TILE * LANES))
-        rest = self.of.result[1] - whole * TILE * LANES
-        if rest:
-            self.leave(products, b, o, first, row, index(whole), rows, rest)
+        def leave(group: Any, begin: int = 0, end: int = TILE * LANES) -> None:
+            self.leave(products, b, o, (first, row), group, begin, end)
 
-    def leave(self, products: Any, b: Any, o: Any, first: Any, row: Any, group: Any, rows: int, columns: int) -> None:
-        """Y of four tiles, Aᵀ M A, of which `rows` and `columns` are elements of the result."""
+        last = end - (groups - 1) * TILE * LANES
+        if groups == 1:
+            leave(index(0), columns.shift, last)
+            return
+        leading, trailing = columns.shift, int(last < TILE * LANES)
+        if leading:
+            leave(index(0), columns.shift)
+        if groups > leading + trailing:
+            for_each(groups - leading - trailing, lambda g: leave(g + leading))
+        if trailing:
+            leave(index(groups - 1), 0, last)
+
+    def leave(self, products: Any, b: Any, o: Any, at: tuple[Any, Any], group: Any, begin: int, end: int) -> None:
+        """Y of four tiles, Aᵀ M A, of whose 16 columns those from `begin` to `end` are elements of the result."""
+        first, row = at
+        rows, columns = self.axes
         step = self.panels * self.panel * self.pitch
-        at = T.Bind(o * self.pitch + row * self.of.tiles[1] + group * LANES)
         half: list[list[Any]] = [[None] * WINDOW for _ in range(TILE)]
         for q in range(WINDOW):
-            column = [T.Bind(products[_vector(at + (p * WINDOW + q) * step)]) for p in range(WINDOW)]
+            column = [
+                T.Bind(products[_vector((p * WINDOW + q) * step + o * self.pitch + self.slot(p, q, row, group))])
+                for p in range(WINDOW)
+            ]
             for i, value in enumerate(_out_of(column)):
                 half[i][q] = value
         line = local_buffer("line", TILE * LANES)
-        for i in range(rows):
+        x = group * (TILE * LANES) - columns.shift
+
+        def store(i: int) -> None:
+            y = T.Bind((first + row) * TILE + i - rows.shift)
             found = list(_out_of(half[i]))
-            y = (first + row) * TILE + i
-            for k in range(-(-columns // TILE)):
-                lanes = [tirx.const(TILE * j + k, "int32") for j in range(TILE)]
-                T.buffer_store(line, tirx.Shuffle(found, lanes), [_vector(index(k * TILE))])
-                x = group * (TILE * LANES) + k * TILE
+            for k in range(TILE):
+                T.buffer_store(line, _shuffled(found, [TILE * j + k for j in range(TILE)]), [_vector(index(k * TILE))])
 
-                def finish(lane: Any, k: int = k, x: Any = x, y: Any = y) -> None:
-                    coordinates = [b, o, y, x + lane]
-                    self.epilogue.finish(coordinates, line[k * TILE + lane] + self.epilogue.start(coordinates))
+            def finish(column: Any) -> None:
+                coordinates = [b, o, y, x + column]
+                self.epilogue.finish(coordinates, line[column] + self.epilogue.start(coordinates))
 
-                stored = min(TILE, columns - k * TILE)
-                if stored == TILE:
-                    vector(TILE, finish)
-                else:
-                    for lane in range(stored):
-                        finish(lane)
+            whole = (end - begin) // LANES * LANES
+            for column in range(begin, begin + whole, LANES):
+                vector(LANES, partial(_shifted, finish, column))
+            for column in range(begin + whole, end):
+                finish(index(column))
+
+        for i in range(TILE):
+            inside = []
+            if i < rows.shift:
+                inside.append(first + row > 0)
+            if i >= TILE - rows.beyond:
+                inside.append(first + row < rows.count - 1)
+            if not inside:
+                store(i)
+                continue
+            with T.If(tirx.all(*inside)), T.Then():
+                store(i)
 
 
 def _vector(start: Any) -> Any:
     return tirx.Ramp(start, index(1), LANES)
+
+
+def _shifted(body: Callable[[Any], None], first: int, lane: Any) -> None:
+    body(first + lane)
+
+
+def _shuffled(vectors: list[Any], lanes: list[int]) -> Any:
+    return tirx.Shuffle(vectors, [tirx.const(lane, "int32") for lane in lanes])
 
 
 def _times(factor: float, value: Any) -> Any:
