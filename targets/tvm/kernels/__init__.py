@@ -15,6 +15,7 @@ from graphopt.targets.tvm.kernels import (
     pooling,
     register_tile,
     softmax,
+    strassen,
     winograd,
     winograd_loops,
 )
@@ -44,6 +45,7 @@ LEGALIZE: dict[str, Callable[..., Any]] = {
 # it is not the kernel's own; and (PrimFunc, TargetDescription) -> how many tiles there are, or None.
 TILED: tuple[tuple[Callable[..., Any], Callable[..., int | None]], ...] = (
     (integer.schedule, integer.tile_count),
+    (strassen.schedule, strassen.tile_count),
     (register_tile.schedule, register_tile.tile_count),
 )
 # Each (PrimFunc, TargetDescription) -> the PrimFunc scheduled, or None if it is not the kernel's own.

@@ -68,7 +68,7 @@ def cycles(plan: Plan, steps: int, cuts: tuple[Cut, Cut], target: TargetDescript
     """What all tiles of a product take by the model, without what is the same for all cuts."""
     total = 0.0
     for (r, of_rows), (c, of_columns) in _tiles(*cuts):
-        products = _loop(plan, r, c, steps).cycles(target.issue) * plan.depth / steps
+        products = loop_of(plan, r, c, steps).cycles(target.issue) * plan.depth / steps
         total += of_rows * of_columns * (products + OF_TILE / target.issue.width)
     return total
 
@@ -130,7 +130,7 @@ def _registers(plan: Plan, rows: int, columns: int, steps: int) -> int:
     return sums + vectors + singles + rows // height
 
 
-def _loop(plan: Plan, rows: int, columns: int, steps: int) -> Loop:
+def loop_of(plan: Plan, rows: int, columns: int, steps: int) -> Loop:
     """The innermost loop: `steps` of k."""
     vectors, singles, height = _parts(plan, rows, columns)
     arithmetic = steps * (rows * vectors + singles * rows // height)

@@ -45,7 +45,7 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
     plan = take_apart(function)
     if plan is None:
         return None
-    steps = _steps(plan, target)
+    steps = steps_of(plan, target)
     found = tilings(plan, steps, target)
     rows, columns = found[min(place, len(found) - 1)]
     made = plan.epilogue.rewrite(lambda: _write_tiles(plan, rows, columns, steps))
@@ -55,10 +55,10 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
 def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None:
     """Among how many cuts into tiles `schedule` chooses; None if `function` is no product."""
     plan = take_apart(function)
-    return None if plan is None else len(tilings(plan, _steps(plan, target), target))
+    return None if plan is None else len(tilings(plan, steps_of(plan, target), target))
 
 
-def _steps(plan: Plan, target: TargetDescription) -> int:
+def steps_of(plan: Plan, target: TargetDescription) -> int:
     """Of k that the innermost loop takes at a time."""
     return STEPS if target.triple.startswith(("aarch64", "arm64")) and _has_rows(plan) else 1
 
@@ -84,16 +84,16 @@ def _write_tiles(plan: Plan, rows: Cut, columns: Cut, steps: int) -> None:
         def outer_tile(first: Any, size: int) -> None:
             def inner_tile(second: Any, other: int) -> None:
                 if by_rows:
-                    _tile(plan, batch, first, size, second, other, steps)
+                    write_tile(plan, batch, first, size, second, other, steps)
                 else:
-                    _tile(plan, batch, second, other, first, size, steps)
+                    write_tile(plan, batch, second, other, first, size, steps)
 
-            _for_tiles(inner, inner_tile)
+            for_tiles_of(inner, inner_tile)
 
-        _choose_tile(task % outer.tiles, outer, outer_tile)
+        choose_tile(task % outer.tiles, outer, outer_tile)
 
 
-def _choose_tile(number: Any, of: Cut, body: Callable[[Any, int], None]) -> None:
+def choose_tile(number: Any, of: Cut, body: Callable[[Any, int], None]) -> None:
     """Emit `body(first, size)` for one tile of an axis, given its number."""
     if not of.last or not of.count:
         body(number * of.size, of.last or of.size)
@@ -105,7 +105,7 @@ def _choose_tile(number: Any, of: Cut, body: Callable[[Any, int], None]) -> None
             body(index(of.count * of.size), of.last)
 
 
-def _for_tiles(of: Cut, body: Callable[[Any, int], None]) -> None:
+def for_tiles_of(of: Cut, body: Callable[[Any, int], None]) -> None:
     """Emit `body(first, size)` for all tiles of an axis: a loop over the equal ones, then the last."""
     if of.count:
         with T.serial(index(of.count)) as number:
@@ -132,7 +132,23 @@ class Sums:
         return (self.row + lane, self.column) if self.down else (self.row, self.column + lane)
 
 
-def _layout(plan: Plan, rows: int, columns: int) -> list[Sums]:
+@dataclass(frozen=True)
+class Factors:
+    """The elements that a tile is the product of: L of its row and k, R of its column and k."""
+
+    left: Callable[[Any, Any], Any]
+    right: Callable[[Any, Any], Any]
+
+
+def factors_of(plan: Plan, batch: list[Any], m: Any, n: Any, k: Any = 0) -> Factors:
+    """Those of the tile that begins at C[m, n], from `k` on."""
+    return Factors(
+        lambda row, step: _factor(plan, plan.left, batch, m + row, n, k + step),
+        lambda column, step: _factor(plan, plan.right, batch, m, n + column, k + step),
+    )
+
+
+def layout_of(plan: Plan, rows: int, columns: int) -> list[Sums]:
     """The sums of a tile.
 
     The columns that do not fill a vector are computed with the padding of a packed right factor; otherwise one by one,
@@ -152,36 +168,26 @@ def _height(plan: Plan, rows: int) -> int:
     return plan.lanes if plan.packed_left and rows % plan.lanes == 0 else 1
 
 
-def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int, steps: int) -> None:
+def write_tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int, steps: int) -> None:
     """Emit one tile: C[m + i, n + j] for i < rows and j < columns."""
-    layout = _layout(plan, rows, columns)
+    layout = layout_of(plan, rows, columns)
     tile = _registers("tile", sum(sums.width for sums in layout), plan.dtype)
     for sums in layout:
         stored = _stored(sums, columns)
 
         def start(lane: Any, sums: Sums = sums, stored: int = stored) -> None:
             row, column = sums.offsets(lane if stored == sums.width else T.min(lane, index(stored - 1)))
-            initial = plan.epilogue.start(_coordinates(plan, batch, m + row, n + column))
+            initial = plan.epilogue.start(coordinates_of(plan, batch, m + row, n + column))
             T.buffer_store(tile, initial, [sums.start + lane])
 
         _vector(sums.width, start)
 
-    def multiply(k: Any) -> None:
-        _multiply(plan, batch, m, rows, n, layout, tile, k)
-
-    whole, rest = divmod(plan.depth, steps)
-    if steps == 1:
-        sum_in_blocks(tile, plan.dtype, plan.depth, 1, [(sums.start, sums.width) for sums in layout], multiply)
-    else:
-        with T.serial(index(whole)) as number:
-            _multiply_by_rows(plan, batch, m, n, layout, tile, number * steps)
-        if rest:
-            for_each(rest, lambda number: multiply(number + whole * steps))
+    accumulate(plan, factors_of(plan, batch, m, n), plan.depth, rows, layout, tile, steps)
     for sums in layout:
 
         def finish(lane: Any, sums: Sums = sums) -> None:
             row, column = sums.offsets(lane)
-            plan.epilogue.finish(_coordinates(plan, batch, m + row, n + column), tile[sums.start + lane])
+            plan.epilogue.finish(coordinates_of(plan, batch, m + row, n + column), tile[sums.start + lane])
 
         stored = _stored(sums, columns)
         if stored == sums.width:
@@ -191,21 +197,36 @@ def _tile(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, columns: int,
                 finish(lane)
 
 
-def _multiply(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, layout: list[Sums], tile: Any, k: Any) -> None:
+def accumulate(plan: Plan, factors: Factors, depth: int, rows: int, layout: list[Sums], tile: Any, steps: int) -> None:
+    """Add the products of all k to the sums."""
+
+    def multiply(k: Any) -> None:
+        _multiply(plan, factors, rows, layout, tile, k)
+
+    whole, rest = divmod(depth, steps)
+    if steps == 1:
+        sum_in_blocks(tile, plan.dtype, depth, 1, [(sums.start, sums.width) for sums in layout], multiply)
+        return
+    with T.serial(index(whole)) as number:
+        _multiply_by_rows(plan, factors, layout, tile, number * steps)
+    if rest:
+        for_each(rest, lambda number: multiply(number + whole * steps))
+
+
+def _multiply(plan: Plan, factors: Factors, rows: int, layout: list[Sums], tile: Any, k: Any) -> None:
     """Add the products of one k to the sums."""
-    left = _left_column(plan, batch, m, rows, n, k)
+    left = _left_column(plan, factors, rows, k)
     for sums in layout:
 
         def accumulate(lane: Any, sums: Sums = sums) -> None:
             row, column = sums.offsets(lane)
-            right = _factor(plan, plan.right, batch, m, n + column, k)
             at = sums.start + lane
-            T.buffer_store(tile, tile[at] + left(row) * right, [at])
+            T.buffer_store(tile, tile[at] + left(row) * factors.right(column, k), [at])
 
         _vector(sums.width, accumulate)
 
 
-def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list[Sums], tile: Any, k: Any) -> None:
+def _multiply_by_rows(plan: Plan, factors: Factors, layout: list[Sums], tile: Any, k: Any) -> None:
     """Add the products of STEPS k to the sums, row by row, of which each is read as a vector along k."""
     first = [sums for sums in layout if sums.row == 0]
     columns = sum(sums.width for sums in first)
@@ -213,7 +234,7 @@ def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list
     for step, sums in itertools.product(range(STEPS), first):
 
         def read_right(lane: Any, sums: Sums = sums, step: int = step) -> None:
-            value = _factor(plan, plan.right, batch, m, n + sums.column + lane, k + step)
+            value = factors.right(sums.column + lane, k + step)
             T.buffer_store(right, value, [step * columns + sums.column + lane])
 
         _vector(sums.width, read_right)
@@ -223,7 +244,7 @@ def _multiply_by_rows(plan: Plan, batch: list[Any], m: Any, n: Any, layout: list
             keep_in_memory(Instructions.NEON)
 
         def read_left(lane: Any, row: int = row, left: Any = left) -> None:
-            T.buffer_store(left, _factor(plan, plan.left, batch, m + row, n, k + lane), [lane])
+            T.buffer_store(left, factors.left(row, k + lane), [lane])
 
         _vector(STEPS, read_left)
         for sums, step in itertools.product(group, range(STEPS)):
@@ -241,19 +262,19 @@ def _stored(sums: Sums, columns: int) -> int:
     return sums.width if sums.down else min(sums.width, columns - sums.column)
 
 
-def _left_column(plan: Plan, batch: list[Any], m: Any, rows: int, n: Any, k: Any) -> Callable[[Any], Any]:
+def _left_column(plan: Plan, factors: Factors, rows: int, k: Any) -> Callable[[Any], Any]:
     """L[m + i, k] as a function of i < rows.
 
     Rows that lie side by side are read as vectors here, and then multiplied by lane; LLVM would read them one by one.
     """
     height = _height(plan, rows)
     if height == 1:
-        return lambda i: _factor(plan, plan.left, batch, m + i, n, k)
+        return lambda i: factors.left(i, k)
     column = _registers("left", rows, plan.dtype)
     for i in range(0, rows, height):
 
         def read(lane: Any, i: int = i) -> None:
-            T.buffer_store(column, _factor(plan, plan.left, batch, m + i + lane, n, k), [i + lane])
+            T.buffer_store(column, factors.left(i + lane, k), [i + lane])
 
         _vector(height, read)
     return lambda i: column[i]
@@ -275,9 +296,9 @@ def _vector(width: int, body: Callable[[Any], None]) -> None:
 
 def _factor(plan: Plan, load: Any, batch: list[Any], m: Any, n: Any, k: Any) -> Any:
     """A factor's element for the given m, n and k."""
-    coordinates = _coordinates(plan, batch, m, n)
+    coordinates = coordinates_of(plan, batch, m, n)
     return substitute(load, [*zip(plan.variables, coordinates, strict=True), (plan.k, k)])
 
 
-def _coordinates(plan: Plan, batch: list[Any], m: Any, n: Any) -> list[Any]:
+def coordinates_of(plan: Plan, batch: list[Any], m: Any, n: Any) -> list[Any]:
     return [*batch, *plan.rows.unravel(m), *plan.columns.unravel(n)]
