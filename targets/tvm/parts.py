@@ -1,23 +1,32 @@
-"""Values that are made as parts of another: the operands of a concatenation, in the place of its result.
+"""Values that are made as parts of another: operands of a concatenation in its result, and results in their operand.
 
-The concatenation is then no call at all. Its result lives from the first operand on, so that a value may take memory
+A concatenation is then no call at all. Its result lives from the first operand on, so that a value may take memory
 earlier than before: where that raises the most bytes that live at once, the concatenation stays a copy.
+
+A kernel that is element-wise may write its result over an operand that is not read later. Where that lowers the most
+bytes that live at once it does, marked IN_PLACE: its parameters then alias, which LLVM has to be told.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+from tvm import s_tir, tirx
 
 from graphopt.targets.tvm.kernels.concatenation import IN_ORDER
+from graphopt.targets.tvm.kernels.epilogue import loads_of
 from graphopt.targets.tvm.lower import Call, Lowered, Value
 from graphopt.targets.tvm.memory_plan import Lifetime, lower_bound
 from graphopt.targets.tvm.program import ALIGNMENT
+
+IN_PLACE = "graphopt.in_place"  # mark on a function whose result may lie over an operand
 
 Parts = dict[Value, tuple[Value, int]]  # a value -> the one that it is a part of, and where in it, in bytes
 
 
 def make_in_place(lowered: Lowered) -> Lowered:
-    """The same model without the concatenations whose operands can be made in place."""
+    """The same model without the concatenations whose operands can be made in place, and with less memory at once."""
     parts: Parts = {}
     least = lower_bound(list(lifetimes(lowered, parts).values()))
     calls = list(lowered.calls)
@@ -32,7 +41,81 @@ def make_in_place(lowered: Lowered) -> Lowered:
             parts |= found
     called = {call.function for call in calls}
     functions = {name: function for name, function in lowered.functions.items() if name in called}
-    return replace(lowered, functions=functions, calls=calls, parts=parts)
+    return _overwriting(replace(lowered, functions=functions, calls=calls, parts=parts))
+
+
+def _overwriting(lowered: Lowered) -> Lowered:
+    """The same model with element-wise results over their operands, as few as lower the most bytes at once."""
+    spans = lifetimes(lowered, lowered.parts)
+    over: Parts = {}
+    for i, call in enumerate(lowered.calls):
+        operand = _overwritten(call, i, lowered, spans, over)
+        if operand is not None:
+            over[call.outputs[0]] = operand, 0
+
+    def bound(parts: Parts) -> int:
+        return lower_bound(list(lifetimes(lowered, lowered.parts | parts).values()))
+
+    least = bound(over) if over else 0
+    if not over or least == bound({}):
+        return lowered
+    for result in list(over):
+        fewer = {value: place for value, place in over.items() if value != result}
+        if bound(fewer) == least:
+            over = fewer
+    marked = {call.function for call in lowered.calls if call.outputs[0] in over}
+    functions = {
+        name: function.with_attr(IN_PLACE, 1) if name in marked else function
+        for name, function in lowered.functions.items()
+    }
+    return replace(lowered, functions=functions, parts=lowered.parts | over)
+
+
+def _overwritten(call: Call, number: int, lowered: Lowered, spans: dict[Value, Lifetime], over: Parts) -> Value | None:
+    """The operand that the result of a call can lie over: as large, of the arena, and not read later."""
+    if len(call.outputs) != 1 or call.outputs[0] not in spans:
+        return None
+    function = lowered.functions[call.function]
+    for position, value in enumerate(call.inputs):
+        first, _ = whole(value, over)  # chains end together
+        if (
+            value in spans
+            and value.bytes == call.outputs[0].bytes == first.bytes
+            and spans[value].last == number
+            and is_element_wise(function, position)
+        ):
+            return value
+    return None
+
+
+def is_element_wise(function: tirx.PrimFunc, position: int) -> bool:
+    """Whether each element of the result depends, of one parameter, on the same element alone."""
+    sch = s_tir.Schedule(function)
+    try:
+        blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+    except s_tir.ScheduleError:  # a kernel of our own, of loops without blocks
+        return False
+    own = [function.params[position]]
+    for block in blocks:
+        variables = [v.var for v in block.iter_vars]
+        store = block.body
+        if not isinstance(store, tirx.BufferStore) or any(v.iter_type != tirx.IterVar.DataPar for v in block.iter_vars):
+            return False
+        own.append(store.buffer)
+        extents = [int(v.dom.extent) for v in block.iter_vars]
+        same = [(store.buffer, store.indices), *((load.source, load.indices) for load in loads_of(store.value))]
+        for buffer, indices in same:
+            if any(buffer.same_as(other) for other in own) and not _is_same(buffer, indices, variables, extents):
+                return False
+    return bool(blocks)
+
+
+def _is_same(buffer: Any, indices: Any, variables: list[Any], extents: list[int]) -> bool:
+    """Whether a buffer of the shape `extents` is accessed at the variables themselves."""
+    return [int(extent) for extent in buffer.ty.shape] == extents and all(
+        index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
+        for index, variable, extent in zip(indices, variables, extents, strict=True)
+    )
 
 
 def whole(value: Value, parts: Parts) -> tuple[Value, int]:

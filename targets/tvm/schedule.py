@@ -15,6 +15,7 @@ from tvm.ir.expr import TensorLoad
 
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels import SCHEDULES, TILED
+from graphopt.targets.tvm.parts import IN_PLACE
 
 PARALLEL_WORK = 1 << 15  # loop iterations below which waking a thread costs more than it saves
 PARALLEL_TASKS = 64  # iterations that the threads share evenly enough
@@ -43,9 +44,14 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
         if scheduled is not None:
             return scheduled
     try:
-        return _default(function)
+        made = _default(function)
     except s_tir.ScheduleError:
-        return function  # unscheduled loops are right, and LLVM still vectorizes the innermost
+        made = function  # unscheduled loops are right, and LLVM still vectorizes the innermost
+    return made.with_attr("tirx.noalias", False) if _is_in_place(function) else made
+
+
+def _is_in_place(function: tirx.PrimFunc) -> bool:
+    return function.attrs is not None and IN_PLACE in function.attrs
 
 
 def _default(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -55,7 +61,12 @@ def _default(function: tirx.PrimFunc) -> tirx.PrimFunc:
     reductions = [block for block in sch.get_child_blocks(root) if _is_reduction(sch, block)]
     for block in sch.get_child_blocks(root):
         if not _is_reduction(sch, block) and not any(_is_reduction(sch, p) for p in sch.get_producers(block)):
-            _parallelize(sch, sch.get_loops(block)[:-1], sch.get_loops(block)[-1:])
+            loops = sch.get_loops(block)
+            if _is_in_place(function) and loops and _extents(sch, loops[-1:])[0] % VECTOR == 0:
+                *loops, last = loops  # as its parameters alias, LLVM would make no vectors
+                loops += sch.split(last, [None, VECTOR])
+                sch.vectorize(loops[-1])
+            _parallelize(sch, loops[:-1], loops[-1:])
     for block in reductions:
         _schedule_reduction(sch, block)
     return sch.mod["main"]

@@ -1,4 +1,4 @@
-"""Reshape and Flatten take no call, nor does a Concat whose operands can be made in its place; outputs stay right."""
+"""No calls and no memory for what can be in place: Reshape, Concat, and element-wise results; outputs stay right."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tvm.script import tirx as T  # noqa: N812
 
 from graphopt import ir as gir
 from graphopt.analysis.execution import Session
+from graphopt.targets.host import HOST
+from graphopt.targets.tvm import parts
+from graphopt.targets.tvm.memory_plan import lower_bound
+from graphopt.targets.tvm.parts import lifetimes
+from graphopt.targets.tvm.schedule import schedule
 from tests.targets import compiled
 
 WEIGHTS = {"w": (16, 16, 3, 3), "v": (16, 32, 1, 1), "u": (16, 48, 1, 1)} | {
@@ -27,6 +33,10 @@ def model(body: str, output: str = "float[1,16,8,8] y") -> Any:
     rng = np.random.default_rng(0)
     for name, shape in WEIGHTS.items():
         if f"{name})" in body:
+            array = rng.normal(size=shape).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for name, shape in {"m": (1, 16, 8, 8), "r": (1, 16, 1, 1)}.items():
+        if f", {name})" in body:
             array = rng.normal(size=shape).astype(np.float32)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 16, 8, 8]), "s"))
@@ -97,3 +107,66 @@ def test_reshapes_take_no_call() -> None:
     assert [call.function for call in compiled.lowered(made).calls if "reshape" in call.function] == []
     assert len(compiled.lowered(made).calls) == 3
     assert_right(made)
+
+
+POOLED = "y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(d)"
+OVERWRITTEN = {
+    "a product": f"a = Softmax<axis=3>(x) d = Mul(a, m) {POOLED}",
+    "a square": f"a = Softmax<axis=3>(x) d = Mul(a, a) {POOLED}",
+    "beside a broadcast": f"a = Softmax<axis=3>(x) d = Mul(a, r) {POOLED}",
+}
+APART = {
+    "read later": f"a = Softmax<axis=3>(x) b = Mul(a, m) c = Softmax<axis=3>(b) d = Sub(c, a) {POOLED}",
+    "of an input": f"d = Mul(x, m) {POOLED}",
+    "of other elements": f"a = Softmax<axis=3>(x) d = Transpose<perm=[0,1,3,2]>(a) {POOLED}",
+    "beside a kernel that needs both": "a = Softmax<axis=3>(x) b = Mul(a, m) c = Softmax<axis=3>(b) d = Mul(c, m) "
+    + POOLED,
+    "to no gain": f"a = Softmax<axis=3>(x) b = Mul(a, m) c = Conv(b, w1) d = Conv(c, w4) {POOLED}",
+}
+
+
+def overwritten(made: Any) -> int:
+    """Values that lie over another of their size."""
+    return sum(value.bytes == over.bytes for value, (over, _) in compiled.lowered(made).parts.items())
+
+
+@pytest.mark.parametrize("case", OVERWRITTEN)
+def test_an_element_wise_result_lies_over_its_operand(case: str) -> None:
+    made = model(OVERWRITTEN[case], "float[1,16,4,4] y")
+    assert overwritten(made) == 1
+    assert_right(made)
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_is_read_otherwise_or_gains_nothing_lies_apart(case: str) -> None:
+    made = model(APART[case], "float[1,16,4,4] y")
+    assert overwritten(made) == 0
+    assert_right(made)
+
+
+def test_an_overwriting_kernel_is_vectors_that_may_alias() -> None:
+    low = compiled.lowered(model(OVERWRITTEN["a product"], "float[1,16,4,4] y"))
+    scheduled = {name: schedule(function, HOST) for name, function in low.functions.items()}
+    aliased = [function for function in scheduled.values() if not function.attrs.get("tirx.noalias", True)]
+    assert len(aliased) == 1
+    assert "T.vectorized(T.int64(4))" in aliased[0].script()
+
+
+def test_overwriting_halves_the_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    def arena() -> int:
+        low = compiled.lowered(model(OVERWRITTEN["a product"], "float[1,16,4,4] y"))
+        return lower_bound(list(lifetimes(low, low.parts).values()))
+
+    size = 16 * 8 * 8 * 4
+    assert arena() == size
+    monkeypatch.setattr(parts, "is_element_wise", lambda *_: False)
+    assert arena() == 2 * size
+
+
+def test_a_kernel_of_loops_without_blocks_is_not_known_to_be_element_wise() -> None:
+    @T.prim_func(private=True, s_tir=True)
+    def doubled(x: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")) -> None:  # type: ignore[valid-type]
+        for i in range(4):
+            y[i] = x[i] + x[i]
+
+    assert not parts.is_element_wise(doubled, 0)

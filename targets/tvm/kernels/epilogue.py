@@ -77,7 +77,7 @@ class Stage:
 
     def reads(self) -> list[TensorLoad]:
         """The elements that one element is computed from."""
-        return _loads(self.value)
+        return loads_of(self.value)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Epilogue:
         if any(load.source.same_as(self.product) for stage in self.stages[1:] for load in stage.reads()):
             return None  # as x + 3 of HardSwish, which reads x once more
         sides = self.stages[0].value.a, self.stages[0].value.b
-        reads = [any(load.source.same_as(self.product) for load in _loads(side)) for side in sides]
+        reads = [any(load.source.same_as(self.product) for load in loads_of(side)) for side in sides]
         plain = [isinstance(side, TensorLoad) for side in sides]
         for this, other in ((0, 1), (1, 0)):
             if reads[this] and plain[this] and not reads[other]:
@@ -129,7 +129,7 @@ class Epilogue:
         started = self.addend() is not None
         make(self.stages[0].target if started else self.product, total)
         for stage in self.stages[int(started) :]:
-            value = replace_loads(stage.value, lambda load: lookup(made, load.source, load))
+            value = replaceloads_of(stage.value, lambda load: lookup(made, load.source, load))
             make(stage.target, substitute(value, list(zip(stage.variables, coordinates, strict=True))))
 
     def rewrite(self, body: Callable[[], None], replaced: Sequence[tuple[Any, Any]] = ()) -> tirx.PrimFunc:
@@ -178,14 +178,15 @@ def take_epilogue(function: tirx.PrimFunc, mark: str) -> tuple[Any, Epilogue] | 
     return block, Epilogue(function, product, tuple(behind[:fused]), tuple(behind[fused:]))
 
 
-def _loads(expression: Any) -> list[TensorLoad]:
+def loads_of(expression: Any) -> list[TensorLoad]:
+    """The loads in an expression."""
     found: list[TensorLoad] = []
 
     def note(load: TensorLoad) -> TensorLoad:
         found.append(load)
         return load
 
-    replace_loads(expression, note)
+    replaceloads_of(expression, note)
     return found
 
 
@@ -269,6 +270,6 @@ def substitute(expression: Any, pairs: list[tuple[Any, Any]]) -> Any:
     return tvm_ffi.structural_map(expression, (tirx.Var, lambda variable: lookup(pairs, variable, variable)))
 
 
-def replace_loads(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
+def replaceloads_of(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
     """`expression` with each load replaced by what `replacement` makes of it."""
     return tvm_ffi.structural_map(expression, (TensorLoad, replacement))
