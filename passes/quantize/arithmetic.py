@@ -23,6 +23,8 @@ WEIGHT_MAX = 127
 MIN_SCALE = 2.0**-62
 # Of int32; the other half is for the sum of products: 32,896 products of 127 * 255 fit.
 BIAS_MAX = 2**30
+# Kernels make int8 sooner of sums below 2**22: so a bias stays below that to which products add a quarter at most.
+LONE_BIAS_MAX, LONE = 2**21, 4
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,19 @@ def _scale(wanted: Array) -> Array:
     return scale
 
 
-def widened_for_bias(weights: Parameters, input_scale: Array, bias: Array) -> Parameters:
-    """`weights` with the scale of each channel raised as far as its bias needs to stay within BIAS_MAX steps.
+def widened_for_bias(weights: Parameters, input_scale: Array, bias: Array, products: int) -> Parameters:
+    """`weights` with the scale of each channel raised as far as its bias needs to stay within BIAS_MAX steps, or
+    LONE_BIAS_MAX where it is nearly all of the sum.
 
     Args:
         weights: symmetric parameters, by channel or one for all.
         input_scale: float32 [].
         bias: float [channels].
+        products: of which a sum consists, beside the bias.
     """
-    least = np.abs(bias.astype(np.float64)) / (float(input_scale) * BIAS_MAX)
+    size = np.abs(bias.astype(np.float64)) / float(input_scale)
+    lone = (weights.scale.ndim > 0) & (size >= LONE * 255 * WEIGHT_MAX * products * weights.scale.astype(np.float64))
+    least = size / np.where(lone, LONE_BIAS_MAX, BIAS_MAX)
     if weights.scale.ndim == 0:
         least = least.max(initial=0.0)
     if np.all(weights.scale >= least):

@@ -56,5 +56,6 @@ def integer_weight(layer: Layer, input_scale: Array, *, per_channel: bool, mse: 
     if layer.bias is not None:
         groups = weight.channels // array.shape[axis] if axis is not None else 1
         largest = np.abs(layer.bias.values).reshape(groups, -1).max(axis=0)  # of the channels that share a scale
-        chosen = widened_for_bias(chosen, input_scale, largest)
+        products = array.size // array.shape[axis] if axis is not None else array.size
+        chosen = widened_for_bias(chosen, input_scale, largest, products)
     return IntegerWeight(quantize(array, chosen, lowest=-WEIGHT_MAX), chosen)

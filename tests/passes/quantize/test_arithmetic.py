@@ -144,7 +144,7 @@ BIASES = hnp.arrays(np.float32, 3, elements=st.floats(-1e6, 1e6, width=32))
 @settings(deadline=None)
 def test_a_bias_fits_and_keeps_its_value(bias: Array, input_scale: float, ends: Array) -> None:
     scale = np.array(input_scale, np.float32)
-    weights = widened_for_bias(weight_parameters(ends, 0), scale, bias)
+    weights = widened_for_bias(weight_parameters(ends, 0), scale, bias, 9)
     steps = bias_parameters(scale, weights, 3)
     np.testing.assert_array_equal(steps.scale, scale * weights.scale)
     integers = quantize(bias, steps)
@@ -153,9 +153,17 @@ def test_a_bias_fits_and_keeps_its_value(bias: Array, input_scale: float, ends: 
     assert np.all(error <= 0.5 * steps.scale.astype(np.float64) + 1e-7 * np.abs(bias))
 
 
+def test_a_bias_beside_which_products_hardly_count_leaves_small_sums() -> None:
+    weights, scale = weight_parameters(np.array([1e-7, 0.2, 1.0]), 0), np.array(1e-3, np.float32)
+    raised = widened_for_bias(weights, scale, np.ones(3, np.float32), 9)
+    integers = quantize(np.ones(3, np.float32), bias_parameters(scale, raised, 3))
+    assert integers[0] == pytest.approx(2**21, rel=1e-5)
+    np.testing.assert_array_equal(raised.scale[1:], weights.scale[1:])
+
+
 def test_only_the_channels_whose_bias_overflows_get_a_larger_scale() -> None:
     weights = weight_parameters(np.array([1.0, 1e-9]), 0)
-    raised = widened_for_bias(weights, np.array(1e-3, np.float32), np.array([1.0, 1.0], np.float32))
+    raised = widened_for_bias(weights, np.array(1e-3, np.float32), np.array([1.0, 1.0], np.float32), 9)
     assert raised.scale[0] == weights.scale[0] and raised.scale[1] > weights.scale[1]
 
 
