@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from graphopt.targets.arm.cores import CORES
 from graphopt.targets.tvm.kernels import register_tile, strassen
 from graphopt.targets.tvm.kernels.fused_product import take_apart
 from tests.targets.accesses import out_of_bounds
@@ -21,7 +22,7 @@ ROWS = st.sampled_from([16, 17, 24, 31, 33, 49])
 DEPTHS = st.sampled_from([2, 4, 6, 10, 14, 34])
 COLUMNS = st.sampled_from([24, 25, 26, 36, 49, 61, 64])
 # The bound of one step over n is (4.5 n² + 48 n) u, that of sums in order n² u (N. Higham, Accuracy and Stability
-# of Numerical Algorithms, 2002, equation 23.14): the tests of `register_tile` allow (n + 4) 2⁻²³.
+# of Numerical Algorithms, 2002, section 23.2): the tests of `register_tile` allow (n + 4) 2⁻²³.
 ROUNDING = 4.5 * 2.0**-23
 BEYOND = 48 / 4.5
 
@@ -136,6 +137,14 @@ def test_large_products_take_it() -> None:
 )
 def test_products_that_do_not_gain_are_left(body: Body, shapes: list[tuple[int, ...]]) -> None:
     assert not taken(body, *shapes)
+
+
+def test_only_cores_of_64_bits_take_it() -> None:
+    body: Body = lambda x: relax.op.matmul(x, relax.const(random(384, 384)))  # noqa: E731
+    (function,) = kernels(fused(body, [random(128, 384)], "armv7")).values()
+    armv7 = next(core for core in CORES if core.name == "armv7")
+    assert strassen.schedule(function, armv7) is None
+    assert strassen.tile_count(function, armv7) is None
 
 
 def test_it_is_the_first_choice_before_all_tiles_of_the_plain_product() -> None:

@@ -1,7 +1,7 @@
 """Large matrix products with seven products of halves in place of eight: Strassen's algorithm in Winograd's form.
 
 Of C = A B in quadrants (V. Strassen, Gaussian elimination is not optimal, 1969; the form with 15 additions is in
-N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, equation 23.6):
+N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 23):
 
     S₁ = A₂₁ + A₂₂   S₂ = S₁ − A₁₁   S₃ = A₁₁ − A₂₁   S₄ = A₁₂ − S₂
     T₁ = B₁₂ − B₁₁   T₂ = B₂₂ − T₁   T₃ = B₂₂ − B₁₂   T₄ = B₂₁ − T₂
@@ -12,8 +12,9 @@ N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, equation 23.6):
 
 A tile of each quadrant stays in registers through all seven, so that of the additions those of S and T alone are work:
 the inner factor's are made once, the outer one's for each tile, and neither is stored with the weights. Rounding errors
-are of the size of the largest numbers of A and of B, and not of a row and a column (Higham, section 23.2.2): 2.4 times
-those of sums in order, of 384 random products. What does not fill tiles of two halves is computed by `register_tile`.
+are of the size of the largest numbers of A and of B, and not of a row and a column (Higham, section 23.2): 2.4 times
+those of sums in order, of 384 random products. So an infinity in a factor makes more than its row or column NaN. What
+does not fill tiles of two halves is computed by `register_tile`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
     if place:
         return register_tile.schedule(function, target, place - 1)
     steps = register_tile.steps_of(plan, target)
-    made = plan.epilogue.rewrite(_Loops(plan, steps, target).write)
+    made = plan.epilogue.rewrite(_Loops(plan, steps).write)
     return made if steps == 1 else made.with_attr("tirx.noalias", False)  # for `keep_in_memory`
 
 
@@ -93,7 +94,9 @@ def fits(plan: Plan) -> bool:
 
 
 def pays(plan: Plan, target: TargetDescription) -> bool:
-    """Whether a product that fits takes less time so, by the model of the core."""
+    """Whether a product that fits takes less time so, by the model of the core; never with 32-bit ARM's registers."""
+    if not target.triple.startswith(("aarch64", "arm64")):
+        return False
     rows, columns = _halves(plan)
     steps = register_tile.steps_of(plan, target)
     issue, depth, batch = target.issue, plan.depth // 2, plan.batch.size
@@ -136,8 +139,7 @@ class _Loops:
     """Emits the loops of one product."""
 
     plan: Plan
-    steps: int
-    target: TargetDescription
+    steps: int  # of k that the innermost loop takes at a time
 
     @property
     def depth(self) -> int:
@@ -159,8 +161,8 @@ class _Loops:
         def of_batch(number: Any) -> None:
             batch = plan.batch.unravel(number)
 
-            def sums(kind: bool, buffer: Any, at: Any, tile: Any, size: int) -> None:
-                if kind:
+            def sums(of_rows: bool, buffer: Any, at: Any, tile: Any, size: int) -> None:
+                if of_rows:
                     self.sum_rows(buffer, at, batch, tile * size, rows.half)
                 else:
                     self.sum_columns(buffer, at, batch, tile * size, columns.half)
@@ -231,6 +233,7 @@ class _Loops:
         self.by_panels(buffer, at, self.plan.tile_columns, values)
 
     def by_panels(self, buffer: Any, at: Any, width: int, values: Callable[[Any, Any], list[Any]]) -> None:
+        """The four sums of a tile, each [k, place in the panel]."""
         with T.serial(index(self.depth)) as k:
             for i in range(0, width, self.plan.lanes):
                 self.store(buffer, at + k * width, self.depth * width, index(i), lambda place: values(place, k))

@@ -17,9 +17,7 @@ from graphopt.targets.tvm.kernels.matmul import even_panel
 from graphopt.targets.tvm.kernels.rows import for_each, for_tiles, local_buffer, vector
 from graphopt.targets.tvm.kernels.winograd import LANES, WINDOW, Tiles
 
-_TOGETHER = (
-    32  # channels that tiles without a vector are computed for at once: as many sums as hide a multiply's latency
-)
+_TOGETHER = 32  # channels that less than a vector of tiles is computed for at once: their sums hide their latency
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Products:
     def _write(self, places: _Places, tiles: int, loop: Any) -> None:
         rest = tiles % LANES if self.panel % LANES == 0 else 0
         whole = tiles - rest if rest else -(-tiles // LANES) * LANES
-        together = max(n for n in range(1, max(_TOGETHER // self.panel, 1) + 1) if self.panels % n == 0)
+        most = max(_TOGETHER // self.panel, 1) if rest else 1
+        together = max(n for n in range(1, most + 1) if self.panels % n == 0)
         width = even_panel(whole, self.vectors * LANES, LANES) if whole else 0
         if self.panels * self.panel >= tiles:
             with loop(index(places.count * (self.panels // together))) as task:
