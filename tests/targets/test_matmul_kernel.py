@@ -242,9 +242,9 @@ def inner_loops(assembly: str) -> list[list[str]]:
     return loops
 
 
-def assembly_of(function: Any) -> str:
-    """What LLVM makes of a scheduled kernel for a Cortex-A76."""
-    target = tvm_target(cortex_a76())
+def assembly_of(function: Any, core: TargetDescription | None = None) -> str:
+    """What LLVM makes of a scheduled kernel for a core, a Cortex-A76 if none is given."""
+    target = tvm_target(core or cortex_a76())
     bound = target.with_host(target)
     module = tvm.IRModule(lower_kernels({"kernel": function}, bound)[0])
     module = tirx.transform.LowerIntrin()(tirx.transform.LowerTVMBuiltin()(module))
@@ -270,6 +270,16 @@ def test_the_inner_loop_is_multiply_adds_and_little_else(
     assert sum(mnemonic.startswith("ld") for mnemonic in main) <= loads
     assert not any(mnemonic.startswith("st") for mnemonic in main)
     assert len(main) <= most
+
+
+def test_sums_stay_in_registers_where_a_core_issues_in_order() -> None:
+    cortex_a55 = next(core for core in CORES if core.name == "cortex-a55")
+    body: Body = lambda x: relax.op.matmul(x, relax.const(random(96, 48)))  # noqa: E731
+    (function,) = kernels(fused(body, [random(64, 96)], "aarch64")).values()
+    loops = inner_loops(assembly_of(schedule(function, cortex_a55), cortex_a55))
+    main = max(loops, key=lambda loop: loop.count("fmla"))
+    assert main.count("fmla") >= 24
+    assert not any(mnemonic.startswith("st") for mnemonic in main)
 
 
 @given(extent=st.integers(1, 400), most=st.integers(1, 16), multiple=st.sampled_from([1, 4, 8]))
