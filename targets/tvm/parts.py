@@ -10,12 +10,11 @@ bytes that live at once it does, marked IN_PLACE: its parameters then alias, whi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from tvm import s_tir, tirx
 
 from graphopt.targets.tvm.kernels.concatenation import IN_ORDER
-from graphopt.targets.tvm.kernels.epilogue import loads_of
+from graphopt.targets.tvm.kernels.epilogue import are_variables, loads_of
 from graphopt.targets.tvm.lower import Call, Lowered, Value
 from graphopt.targets.tvm.memory_plan import Lifetime, lower_bound
 from graphopt.targets.tvm.program import ALIGNMENT
@@ -49,7 +48,7 @@ def _overwriting(lowered: Lowered) -> Lowered:
     spans = lifetimes(lowered, lowered.parts)
     over: Parts = {}
     for i, call in enumerate(lowered.calls):
-        operand = _overwritten(call, i, lowered, spans, over)
+        operand = _overwritten(call, i, lowered, spans)
         if operand is not None:
             over[call.outputs[0]] = operand, 0
 
@@ -71,20 +70,16 @@ def _overwriting(lowered: Lowered) -> Lowered:
     return replace(lowered, functions=functions, parts=lowered.parts | over)
 
 
-def _overwritten(call: Call, number: int, lowered: Lowered, spans: dict[Value, Lifetime], over: Parts) -> Value | None:
-    """The operand that the result of a call can lie over: as large, of the arena, and not read later."""
+def _overwritten(call: Call, number: int, lowered: Lowered, spans: dict[Value, Lifetime]) -> Value | None:
+    """The operand that a result can lie over: as large, of the arena, not read later, nor a part of it elsewhere."""
     if len(call.outputs) != 1 or call.outputs[0] not in spans:
         return None
     function = lowered.functions[call.function]
-    for position, value in enumerate(call.inputs):
-        first, _ = whole(value, over)  # chains end together
-        if (
-            value in spans
-            and value.bytes == call.outputs[0].bytes == first.bytes
-            and spans[value].last == number
-            and is_element_wise(function, position)
-        ):
-            return value
+    for value in call.inputs:
+        if value in spans and value.bytes == call.outputs[0].bytes and spans[value].last == number:
+            same = [i for i, other in enumerate(call.inputs) if whole(other, lowered.parts)[0] == value]
+            if all(call.inputs[i] == value and is_element_wise(function, i) for i in same):
+                return value
     return None
 
 
@@ -103,19 +98,12 @@ def is_element_wise(function: tirx.PrimFunc, position: int) -> bool:
             return False
         own.append(store.buffer)
         extents = [int(v.dom.extent) for v in block.iter_vars]
-        same = [(store.buffer, store.indices), *((load.source, load.indices) for load in loads_of(store.value))]
-        for buffer, indices in same:
-            if any(buffer.same_as(other) for other in own) and not _is_same(buffer, indices, variables, extents):
+        accesses = [(store.buffer, store.indices), *((load.source, load.indices) for load in loads_of(store.value))]
+        for buffer, indices in accesses:
+            elsewhere = [int(e) for e in buffer.ty.shape] != extents or not are_variables(indices, variables, extents)
+            if elsewhere and any(buffer.same_as(other) for other in own):
                 return False
     return bool(blocks)
-
-
-def _is_same(buffer: Any, indices: Any, variables: list[Any], extents: list[int]) -> bool:
-    """Whether a buffer of the shape `extents` is accessed at the variables themselves."""
-    return [int(extent) for extent in buffer.ty.shape] == extents and all(
-        index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
-        for index, variable, extent in zip(indices, variables, extents, strict=True)
-    )
 
 
 def whole(value: Value, parts: Parts) -> tuple[Value, int]:

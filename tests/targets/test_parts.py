@@ -23,6 +23,8 @@ WEIGHTS = {"w": (16, 16, 3, 3), "v": (16, 32, 1, 1), "u": (16, 48, 1, 1)} | {
     "w2": (256, 256, 1, 1),
     "w3": (240, 256, 1, 1),
     "w4": (16, 256, 1, 1),
+    "w5": (1, 16, 1, 1),
+    "w6": (15, 16, 1, 1),
 }
 CONV = "Conv<pads=[1,1,1,1]>"
 
@@ -109,10 +111,13 @@ def test_reshapes_take_no_call() -> None:
     assert_right(made)
 
 
-POOLED = "y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(d)"
+POOL = "MaxPool<kernel_shape=[2,2], strides=[2,2]>"
+POOLED = f"y = {POOL}(d)"
 OVERWRITTEN = {
     "a product": f"a = Softmax<axis=3>(x) d = Mul(a, m) {POOLED}",
     "a square": f"a = Softmax<axis=3>(x) d = Mul(a, a) {POOLED}",
+    "beside what has a part that is read elsewhere": "a = Conv(x, w5) b = Conv(x, w6) c = Concat<axis=1>(a, b) "
+    f"e = Softmax<axis=3>(c) t = Mul(c, a) d = Mul(t, e) {POOLED}",
     "beside a broadcast": f"a = Softmax<axis=3>(x) d = Mul(a, r) {POOLED}",
 }
 APART = {
@@ -142,6 +147,13 @@ def test_what_is_read_otherwise_or_gains_nothing_lies_apart(case: str) -> None:
     made = model(APART[case], "float[1,16,4,4] y")
     assert overwritten(made) == 0
     assert_right(made)
+
+
+def test_nothing_lies_over_an_operand_of_which_a_part_is_read_elsewhere() -> None:
+    low = compiled.lowered(model(OVERWRITTEN["beside what has a part that is read elsewhere"], "float[1,16,4,4] y"))
+    joined = {over for value, (over, _) in low.parts.items() if value.bytes < over.bytes}
+    assert len(joined) == 1
+    assert all(over not in joined for value, (over, _) in low.parts.items() if value.bytes == over.bytes)
 
 
 def test_an_overwriting_kernel_is_vectors_that_may_alias() -> None:

@@ -19,8 +19,9 @@ from tests.targets.accesses import out_of_bounds
 from tests.targets.test_matmul_kernel import TILES, Body, cortex_a76, fused, kernels, random, run
 
 ROWS = st.sampled_from([16, 17, 24, 31, 33, 49])
+FILTERS = st.sampled_from([16, 24, 31, 32, 40])  # of which panels are whole vectors
 DEPTHS = st.sampled_from([2, 4, 6, 10, 14, 34])
-COLUMNS = st.sampled_from([24, 25, 26, 36, 49, 61, 64])
+COLUMNS = st.sampled_from([32, 33, 36, 49, 61, 64])
 # The bound of one step over n is (4.5 n² + 48 n) u, that of sums in order n² u (N. Higham, Accuracy and Stability
 # of Numerical Algorithms, 2002, section 23.2): the tests of `register_tile` allow (n + 4) 2⁻²³.
 ROUNDING = 4.5 * 2.0**-23
@@ -42,10 +43,9 @@ def scheduled(module: tvm.IRModule) -> tvm.IRModule | None:
 
 
 def assert_computes(body: Body, arrays: list[np.ndarray], expected: np.ndarray, depth: int, tile: str) -> None:
-    """If the size of `body` allows it: an error within the kernel's bound."""
+    """The kernel takes `body`, and has an error within its bound."""
     module = scheduled(fused(body, arrays, tile))
-    if module is None:
-        return
+    assert module is not None
     np.testing.assert_allclose(run(module, arrays), expected, rtol=0, atol=(depth + 4 + BEYOND) * ROUNDING)
 
 
@@ -63,9 +63,9 @@ def test_rows_times_constant_weights(tile: str, m: int, k: int, n: int, batch: i
     assert_computes(body, [x, residual], expected, k, tile)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", ["aarch64", "armv7"])  # panels of six rows are no whole vectors
 @settings(max_examples=6, deadline=None)
-@given(channels=ROWS, depth=DEPTHS, columns=COLUMNS, batch=st.integers(1, 2))
+@given(channels=FILTERS, depth=DEPTHS, columns=COLUMNS, batch=st.integers(1, 2))
 def test_pointwise_convolution(tile: str, channels: int, depth: int, columns: int, batch: int) -> None:
     x, weights, bias = random(batch, depth, 1, columns), random(channels, depth, 1, 1), random(1, channels, 1, 1)
     residual = random(batch, channels, 1, columns)
@@ -85,17 +85,18 @@ def test_products_of_two_activations(m: int, n: int) -> None:
     assert_computes(relax.op.matmul, [a, b], a.astype(float) @ b, 18, "aarch64")
 
 
-@pytest.mark.parametrize("tile", TILES)
 @settings(max_examples=8, deadline=None)
-@given(m=ROWS, k=st.sampled_from([2, 4, 6]), n=COLUMNS)
-def test_nothing_is_accessed_out_of_bounds(tile: str, m: int, k: int, n: int) -> None:
-    row_major = fused(lambda x: relax.op.nn.relu(relax.op.matmul(x, relax.const(random(k, n)))), [random(m, k)], tile)
-    planes = fused(lambda x: relax.op.nn.conv2d(x, relax.const(random(m, k, 1, 1))), [random(2, k, 1, n)], tile)
-    activations = fused(lambda x, y: relax.op.matmul(x, y), [random(2, m, k), random(2, k, n)], tile)  # noqa: PLW0108
+@given(m=ROWS, filters=FILTERS, k=st.sampled_from([2, 4, 6]), n=COLUMNS)
+def test_nothing_is_accessed_out_of_bounds(m: int, filters: int, k: int, n: int) -> None:
+    weights = relax.const(random(k, n))
+    row_major = fused(lambda x: relax.op.nn.relu(relax.op.matmul(x, weights)), [random(m, k)], "aarch64")
+    kernel = relax.const(random(filters, k, 1, 1))
+    planes = fused(lambda x: relax.op.nn.conv2d(x, kernel), [random(2, k, 1, n)], "aarch64")
+    activations = fused(relax.op.matmul, [random(2, m, k), random(2, k, n)], "aarch64")
     for module in map(scheduled, (row_major, planes, activations)):
-        if module is not None:
-            (function,) = kernels(module).values()
-            assert out_of_bounds(function) == []
+        assert module is not None
+        (function,) = kernels(module).values()
+        assert out_of_bounds(function) == []
 
 
 def test_the_error_is_at_most_three_times_that_of_sums_in_order() -> None:

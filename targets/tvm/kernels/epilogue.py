@@ -129,7 +129,7 @@ class Epilogue:
         started = self.addend() is not None
         make(self.stages[0].target if started else self.product, total)
         for stage in self.stages[int(started) :]:
-            value = replaceloads_of(stage.value, lambda load: lookup(made, load.source, load))
+            value = replace_loads(stage.value, lambda load: lookup(made, load.source, load))
             make(stage.target, substitute(value, list(zip(stage.variables, coordinates, strict=True))))
 
     def rewrite(self, body: Callable[[], None], replaced: Sequence[tuple[Any, Any]] = ()) -> tirx.PrimFunc:
@@ -186,7 +186,7 @@ def loads_of(expression: Any) -> list[TensorLoad]:
         found.append(load)
         return load
 
-    replaceloads_of(expression, note)
+    replace_loads(expression, note)
     return found
 
 
@@ -210,10 +210,7 @@ def _is_elementwise(stage: Stage, extents: list[int], made: list[Any]) -> bool:
     """Whether a stage computes each element of the product from the same element of what is `made` here."""
 
     def same(indices: Sequence[Any]) -> bool:
-        return len(indices) == len(extents) and all(
-            index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
-            for index, variable, extent in zip(indices, stage.variables, extents, strict=True)
-        )
+        return are_variables(indices, stage.variables, extents)
 
     return (
         list(stage.extents) == extents
@@ -221,6 +218,14 @@ def _is_elementwise(stage: Stage, extents: list[int], made: list[Any]) -> bool:
         and not _calls_scalars(stage.value)
         and not _makes_truths(stage)
         and all(same(load.indices) for load in stage.reads() if any(load.source.same_as(buffer) for buffer in made))
+    )
+
+
+def are_variables(indices: Sequence[Any], variables: Sequence[Any], extents: Sequence[int]) -> bool:
+    """Whether indices are the variables themselves, or constants along axes of extent 1."""
+    return len(indices) == len(extents) and all(
+        index.same_as(variable) or (extent == 1 and isinstance(index, tirx.IntImm))
+        for index, variable, extent in zip(indices, variables, extents, strict=True)
     )
 
 
@@ -270,6 +275,6 @@ def substitute(expression: Any, pairs: list[tuple[Any, Any]]) -> Any:
     return tvm_ffi.structural_map(expression, (tirx.Var, lambda variable: lookup(pairs, variable, variable)))
 
 
-def replaceloads_of(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
+def replace_loads(expression: Any, replacement: Callable[[TensorLoad], Any]) -> Any:
     """`expression` with each load replaced by what `replacement` makes of it."""
     return tvm_ffi.structural_map(expression, (TensorLoad, replacement))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.fused_product import Plan
 from graphopt.targets.tvm.kernels.issue_model import Loop
+from graphopt.targets.tvm.kernels.requantize import instructions_of
 
 REGISTERS = 31
 MOST_ROWS = 12
@@ -53,7 +54,7 @@ def tilings(plan: Plan, steps: int, target: TargetDescription) -> list[tuple[Cut
         steps: of k that the loop takes at a time; a left factor in row-major order is then read along k.
     """
     usual = _usual(plan)
-    if not target.triple.startswith(("aarch64", "arm64")):
+    if not instructions_of(target).is_aarch64:
         return [usual]
     found = [
         (rows, columns)

@@ -56,8 +56,7 @@ class IntegerProduct:
     A product of matrices is a convolution with a window of one pixel over an image of as many pixels as it has rows.
     `pairs`: whether two products of a weight fit int16 together, which they do unless one is -128.
     `result`: int8, float32 or int32. `lifted`: the bias has ROUNDER_BITS in it (`requantize`); for int8 alone.
-    `octets`: weights are packed by eight k. `combination`: of an int8 result
-    with a residual, if there is one.
+    `octets`: weights are packed by eight k. `combination`: of an int8 result with a residual, if there is one.
     """
 
     window: Window

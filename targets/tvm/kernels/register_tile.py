@@ -32,7 +32,7 @@ from graphopt.targets.base import TargetDescription
 from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index, substitute
 from graphopt.targets.tvm.kernels.float_tiles import Cut, tilings
 from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
-from graphopt.targets.tvm.kernels.requantize import Instructions, keep_in_memory
+from graphopt.targets.tvm.kernels.requantize import Instructions, instructions_of, keep_in_memory
 from graphopt.targets.tvm.kernels.rows import for_each
 from graphopt.targets.tvm.kernels.summation import sum_in_blocks
 
@@ -62,8 +62,8 @@ def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None
 
 def steps_of(plan: Plan, target: TargetDescription) -> int:
     """Of k that the innermost loop takes at a time."""
-    wide = target.triple.startswith(("aarch64", "arm64")) and not target.issue.in_order
-    return STEPS if wide and _has_rows(plan) else 1
+    pairs = instructions_of(target).is_aarch64 and not target.issue.in_order
+    return STEPS if pairs and _has_rows(plan) else 1
 
 
 def _has_rows(plan: Plan) -> bool:

@@ -33,6 +33,7 @@ from graphopt.targets.tvm.kernels.epilogue import PARALLEL_MACS, index
 from graphopt.targets.tvm.kernels.float_tiles import Cut, cut, cycles, loop_of, tilings
 from graphopt.targets.tvm.kernels.fused_product import Plan, take_apart
 from graphopt.targets.tvm.kernels.register_tile import Factors, factors_of
+from graphopt.targets.tvm.kernels.requantize import instructions_of
 from graphopt.targets.tvm.kernels.rows import for_each, local_buffer, vector
 
 SUMS = 4  # of a factor's quadrants
@@ -68,8 +69,8 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
 
     place: 0 for this kernel, which is the first choice where it gains; beyond, those of `register_tile`.
     """
-    plan = take_apart(function)
-    if plan is None or not fits(plan) or not pays(plan, target):
+    plan = _taken(function, target)
+    if plan is None:
         return None
     if place:
         return register_tile.schedule(function, target, place - 1)
@@ -80,10 +81,15 @@ def schedule(function: tirx.PrimFunc, target: TargetDescription, place: int = 0)
 
 def tile_count(function: tirx.PrimFunc, target: TargetDescription) -> int | None:
     """Among how many kinds of loops `schedule` chooses; None if the product is not the kernel's own."""
-    plan = take_apart(function)
-    if plan is None or not fits(plan) or not pays(plan, target):
+    if _taken(function, target) is None:
         return None
     return 1 + (register_tile.tile_count(function, target) or 0)
+
+
+def _taken(function: tirx.PrimFunc, target: TargetDescription) -> Plan | None:
+    """The product of a function that is the kernel's own."""
+    plan = take_apart(function)
+    return plan if plan is not None and fits(plan) and pays(plan, target) else None
 
 
 def fits(plan: Plan) -> bool:
@@ -95,7 +101,7 @@ def fits(plan: Plan) -> bool:
 
 def pays(plan: Plan, target: TargetDescription) -> bool:
     """Whether a product that fits takes less time so, by the model of the core; never with 32-bit ARM's registers."""
-    if not target.triple.startswith(("aarch64", "arm64")):
+    if not instructions_of(target).is_aarch64:
         return False
     rows, columns = _halves(plan)
     steps = register_tile.steps_of(plan, target)
@@ -161,8 +167,8 @@ class _Loops:
         def of_batch(number: Any) -> None:
             batch = plan.batch.unravel(number)
 
-            def sums(of_rows: bool, buffer: Any, at: Any, tile: Any, size: int) -> None:
-                if of_rows:
+            def sums(are_rows: bool, buffer: Any, at: Any, tile: Any, size: int) -> None:
+                if are_rows:
                     self.sum_rows(buffer, at, batch, tile * size, rows.half)
                 else:
                     self.sum_columns(buffer, at, batch, tile * size, columns.half)
